@@ -1,0 +1,74 @@
+"""`TextToImage`: the Ray Serve deployment that holds the model. A thin shim over the engine."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import ray
+from ray import serve
+from ray.serve import Application
+
+from app.schemas import Capabilities, GeneratedImage, ImageRequest
+from app.settings import Settings
+
+MAX_ONGOING_REQUESTS = 1  # the engine runs one pipeline call at a time; the rest wait where another replica can take them
+
+
+class TextToImage:
+    """A replica is up once its model is loaded and has made a picture."""
+
+    def __init__(self, settings: Settings) -> None:
+        import torch  # only replicas need it: whoever builds the application need not load it
+
+        from app.engine import checkpoint
+        from app.engine.engine import ImageEngine
+
+        if settings.device == "cuda" and not ray.get_gpu_ids():
+            raise RuntimeError("device=cuda, but Ray gave this replica no GPU")
+        if settings.device == "cpu":
+            torch.set_num_threads(settings.cpu_threads or 1)
+        loaded = checkpoint.load(settings.model, device=settings.device, dtype=settings.dtype, revision=settings.revision)
+        self._engine = ImageEngine(loaded, max_pixels=settings.max_pixels, version=settings.version)
+        self._engine.warm_up()
+        self._threads = ThreadPoolExecutor(MAX_ONGOING_REQUESTS, thread_name_prefix="generate")
+
+    async def capabilities(self) -> Capabilities:
+        return self._engine.capabilities
+
+    async def generate(self, request: ImageRequest) -> GeneratedImage:
+        """Make one image in a thread. A cancelled call keeps its place until that thread is out, within one step."""
+        cancel = threading.Event()
+        work = asyncio.get_running_loop().run_in_executor(self._threads, self._engine.generate, request, None, cancel)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            cancel.set()
+            await asyncio.wait([work])
+            raise
+
+
+def text_to_image(settings: Settings) -> Application:
+    """The deployment, sized by decided settings: a GPU or the CPUs of its threads each, between two numbers of replicas."""
+    deployment = serve.deployment(
+        TextToImage,
+        ray_actor_options={"num_gpus": 1} if settings.device == "cuda" else {"num_cpus": settings.cpu_threads},
+        autoscaling_config={
+            "min_replicas": settings.min_replicas,
+            "max_replicas": settings.max_replicas,
+            "target_ongoing_requests": MAX_ONGOING_REQUESTS,
+        },
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        max_queued_requests=settings.max_queued_requests,
+        graceful_shutdown_timeout_s=settings.graceful_shutdown_timeout_s,
+        max_constructor_retry_count=2,
+    )
+    return deployment.bind(settings)
+
+
+def visible_gpus() -> int:
+    """GPUs of the cluster if Ray is connected, else of this machine."""
+    if ray.is_initialized():
+        return int(ray.cluster_resources().get("GPU", 0))
+    import torch
+
+    return torch.cuda.device_count()

@@ -1,0 +1,1 @@
+"""Generation, without Ray, FastAPI or Settings."""

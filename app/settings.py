@@ -1,0 +1,81 @@
+"""Every knob of the application, checked once. Nothing else reads the environment."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "IMAGINE_"
+SHORT_NAMES = ("auto", "tiny", "sd2")
+
+
+class Settings(BaseSettings):
+    """A field comes from the builder's arguments (`serve run app:entrypoint model=tiny`), else from the environment
+    (`IMAGINE_MODEL=tiny`), else it has its default."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    model: Annotated[
+        str, Field(description="`tiny` (bundled), `sd2`, a hub id such as `owner/name`, a folder, or `auto`: `sd2` on a GPU, else `tiny`")
+    ] = "auto"
+    revision: Annotated[str | None, Field(description="Branch, tag or commit of a hub model; pin a commit in production")] = None
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Field(description="What a replica computes on; `auto` is `cuda` where a GPU is seen")
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16"], Field(description="`auto` is `float16` on a GPU and `float32` on a CPU")
+    ] = "auto"
+    min_replicas: Annotated[int, Field(ge=1, le=99, description="Model replicas that are always up")] = 1
+    max_replicas: Annotated[
+        int | None, Field(ge=1, le=99, description="Model replicas under load; 99 on GPUs and as few as possible on a CPU if not given")
+    ] = None
+    cpu_threads: Annotated[
+        int | None, Field(ge=1, le=256, description="Threads, and CPUs asked for, of a CPU replica; all if not given")
+    ] = None
+    max_queued_requests: Annotated[int, Field(ge=1, le=10_000, description="Requests that may wait for a replica; the rest get a 503")] = 64
+    max_pixels: Annotated[
+        int | None, Field(ge=64 * 64, le=1536 * 1536, description="Largest width x height; four times the model's own size if not given")
+    ] = None
+    graceful_shutdown_timeout_s: Annotated[
+        float, Field(ge=0, le=3600, description="How long a replica may finish its pictures when it is replaced")
+    ] = 120.0
+    version: Annotated[
+        str, Field(pattern=r"^[\w.+-]{1,64}$", description="What this deployment calls itself in the `X-Imagine-Version` header")
+    ] = "dev"
+
+    @field_validator("model")
+    @classmethod
+    def _is_a_model(cls, model: str) -> str:
+        if model not in SHORT_NAMES and "/" not in model and not Path(model).is_dir():
+            raise ValueError(f"must be one of {', '.join(SHORT_NAMES)}, a hub id (`owner/name`) or a folder")
+        return model
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas must be at least min_replicas ({self.min_replicas}), got {self.max_replicas}")
+        unknown = sorted(
+            name for name in os.environ if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in type(self).model_fields
+        )
+        if unknown:
+            raise ValueError(f"the environment sets {', '.join(unknown)}, which is no setting of this application")
+        return self
+
+    def decided(self, visible_gpus: Callable[[], int]) -> Self:
+        """The same settings with nothing left on `auto`. `visible_gpus` is called only if the device was left open."""
+        device = self.device
+        if device == "auto":
+            device = "cuda" if visible_gpus() else "cpu"
+        on_gpu = device == "cuda"
+        return self.model_copy(
+            update={
+                "device": device,
+                "model": ("sd2" if on_gpu else "tiny") if self.model == "auto" else self.model,
+                "dtype": ("float16" if on_gpu else "float32") if self.dtype == "auto" else self.dtype,
+                "max_replicas": self.max_replicas or (99 if on_gpu else self.min_replicas),
+                "cpu_threads": self.cpu_threads or os.cpu_count() or 1,
+            }
+        )

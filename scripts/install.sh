@@ -1,0 +1,75 @@
+# Sourced by the other scripts: `install FILE ...` makes .venv and installs requirement files into it, unless that is done already.
+# Sets PYTHON to the environment's interpreter and INSTALL_SECONDS to the time it took.
+
+MIN_FREE_MB=3000
+
+fail() {
+    echo "$1" >&2
+    exit 2
+}
+
+find_python() {
+    local candidate
+    for candidate in python3.11 python3.12 python3.13 python3; do
+        if command -v "$candidate" > /dev/null && "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail "Python 3.11, 3.12 or 3.13 is needed, and none of them is on the PATH."
+}
+
+# Runs a command that a signal to this script also ends.
+run() {
+    "$@" &
+    child=$!
+    wait "$child"
+    local status=$?
+    child=
+    return $status
+}
+
+stop() {
+    [ -z "${child:-}" ] || kill "$child" 2> /dev/null
+    exit 130
+}
+
+# Where a copy of a requirements file is kept once it has been installed.
+stamp() {
+    echo ".venv/.installed-${1//\//-}"
+}
+
+installed() {
+    local file
+    for file in "$@"; do
+        cmp -s "$file" "$(stamp "$file")" || return 1
+    done
+}
+
+install() {
+    local start=$SECONDS python free log
+    INSTALL_SECONDS=0
+    PYTHON=.venv/bin/python
+    ! installed "$@" || return 0
+    trap stop INT TERM
+    free=$(df -Pm . | awk 'NR == 2 { print $4 }')
+    [ "$free" -ge "$MIN_FREE_MB" ] || fail "The disk is full: $free MB are free here and about $MIN_FREE_MB MB are needed."
+    if [ ! -x "$PYTHON" ]; then
+        python=$(find_python) || exit 2
+        "$python" -c 'import venv, ensurepip' 2> /dev/null ||
+            fail "$python has no venv module. On Debian and Ubuntu: apt install $("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
+        echo "Making .venv with $("$python" --version) …"
+        run "$python" -m venv .venv || fail "The environment .venv could not be made."
+    fi
+    echo "Installing $* into .venv (several minutes the first time) …"
+    log=$(mktemp)
+    run "$PYTHON" -m pip install --disable-pip-version-check $(printf -- '-r %s ' "$@") 2> "$log" || {
+        cat "$log" >&2
+        ! grep -q "No space left" "$log" || fail "The disk is full: pip could not write to .venv."
+        fail "pip could not install $*; its last lines above say why."
+    }
+    rm -f "$log"
+    for file in "$@"; do cp "$file" "$(stamp "$file")"; done
+    INSTALL_SECONDS=$((SECONDS - start))
+    trap - INT TERM
+}

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Open README.ipynb in JupyterLab: bash scripts/lab.sh [jupyter lab arguments]
+set -u
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+. scripts/install.sh
+install requirements.txt
+PATH="$PWD/.venv/bin:$PATH" exec .venv/bin/jupyter lab --ip=127.0.0.1 "$@" README.ipynb

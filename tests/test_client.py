@@ -1,0 +1,138 @@
+"""The client against real HTTP servers that are in trouble. `tests/cluster` has it against the real app."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import uvicorn
+from ray.exceptions import ActorDiedError
+
+from app.client import AccessDenied, ImagineClient, ServiceBusy, ServiceFailed, ServiceUnreachable
+from app.engine.engine import ImageEngine
+from app.routes.errors import NotReady
+from app.routes.ingress import build_api
+from app.schemas import Capabilities, GeneratedImage, GenerationCancelled, ImageRequest, Progress, RefusedRequest
+
+STAR = ImageRequest(prompt="a star", num_inference_steps=2, seed=1)
+
+
+class EngineBackend:
+    """The routes' backend without Ray; `trouble` is raised in place of a picture."""
+
+    def __init__(self, engine: ImageEngine, trouble: Exception | None = None) -> None:
+        self.engine, self.trouble = engine, trouble
+
+    async def ready(self) -> bool:
+        return not isinstance(self.trouble, NotReady)
+
+    async def capabilities(self) -> Capabilities:
+        return self.engine.capabilities
+
+    async def generate(self, request: ImageRequest) -> GeneratedImage:
+        if self.trouble is not None:
+            raise self.trouble
+        return self.engine.generate(request)
+
+
+@contextmanager
+def serving(backend: EngineBackend) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(build_api(backend, "test"), port=0, log_level="error"))
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def test_a_picture_comes_with_the_facts_it_was_made_by(engine: ImageEngine) -> None:
+    steps: list[Progress] = []
+    with serving(EngineBackend(engine)) as url:
+        generated = ImagineClient(url).generate(STAR, steps.append)
+    assert generated == engine.generate(STAR)
+    assert steps[-1] == Progress(2, 2)
+
+
+def test_a_refused_value_is_told_as_the_service_told_it(engine: ImageEngine) -> None:
+    with serving(EngineBackend(engine)) as url, pytest.raises(RefusedRequest, match="at most 65536 pixels") as refused:
+        ImagineClient(url).generate(ImageRequest(prompt="a star", width=1536, height=1536))
+    assert refused.value.details[0].field == "width x height"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "expected", "said"),
+    [
+        (NotReady(), ServiceBusy, "still loading"),
+        (ActorDiedError(), ServiceBusy, "can be sent again"),
+        (ZeroDivisionError(), ServiceFailed, "log says why"),
+    ],
+)
+def test_trouble_in_the_service_says_what_to_do(engine: ImageEngine, trouble: Exception, expected: type[Exception], said: str) -> None:
+    with serving(EngineBackend(engine, trouble)) as url, pytest.raises(expected, match=said):
+        ImagineClient(url).generate(STAR)
+
+
+def test_an_address_where_nothing_listens_names_the_command_that_starts_the_service(free_port: int) -> None:
+    with pytest.raises(ServiceUnreachable, match="serve run app:entrypoint"):
+        ImagineClient(f"http://127.0.0.1:{free_port}").generate(STAR)
+
+
+@contextmanager
+def answering(raw: bytes) -> Iterator[str]:
+    """A server that gives the same bytes to whoever connects."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(raw)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        thread.join(10)
+        listener.close()
+
+
+def test_a_wrong_token_says_where_to_put_the_right_one() -> None:
+    with answering(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno") as url, pytest.raises(AccessDenied, match="token="):
+        ImagineClient(url, token="wrong").generate(STAR)
+
+
+def test_a_connection_lost_half_way_is_no_picture() -> None:
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n\x89PNG") as url, pytest.raises(ServiceUnreachable):
+        ImagineClient(url).generate(STAR)
+
+
+def test_an_answer_that_is_no_picture_of_ours_is_a_failure_of_the_service() -> None:
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello") as url, pytest.raises(ServiceFailed, match="no image"):
+        ImagineClient(url).generate(STAR)
+
+
+def test_a_request_cancelled_before_it_is_sent_is_not_sent() -> None:
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(GenerationCancelled):
+        ImagineClient("http://127.0.0.1:9").generate(STAR, cancel=cancel)
+
+
+def dead_after(calls: int) -> Callable[[], bool]:
+    left = iter(range(calls))
+    return lambda: next(left, None) is not None
+
+
+def test_waiting_ends_as_soon_as_the_service_has_died(free_port: int) -> None:
+    with pytest.raises(ServiceUnreachable):
+        ImagineClient(f"http://127.0.0.1:{free_port}").wait_until_ready(timeout_s=60, alive=dead_after(2))
+
+
+def test_waiting_ends_at_its_deadline_with_the_reason(engine: ImageEngine) -> None:
+    with serving(EngineBackend(engine, NotReady())) as url, pytest.raises(ServiceBusy, match="still loading"):
+        ImagineClient(url).wait_until_ready(timeout_s=0.5)

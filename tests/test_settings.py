@@ -1,0 +1,77 @@
+import os
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings
+
+
+def no_gpus() -> int:
+    return 0
+
+
+def one_gpu() -> int:
+    return 1
+
+
+def test_an_argument_wins_over_the_environment_which_wins_over_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGINE_MODEL", "sd2")
+    monkeypatch.setenv("IMAGINE_MAX_QUEUED_REQUESTS", "7")
+    settings = Settings.model_validate({"model": "tiny"})
+    assert (settings.model, settings.max_queued_requests, settings.min_replicas) == ("tiny", 7, 1)
+
+
+def test_values_from_a_command_line_are_read_as_their_types() -> None:
+    settings = Settings.model_validate({"max_replicas": "3", "graceful_shutdown_timeout_s": "2.5"})
+    assert (settings.max_replicas, settings.graceful_shutdown_timeout_s) == (3, 2.5)
+
+
+def test_an_unknown_argument_is_refused_by_name() -> None:
+    with pytest.raises(ValidationError, match="modle"):
+        Settings.model_validate({"modle": "tiny"})
+
+
+def test_an_unknown_variable_with_our_prefix_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGINE_MODLE", "tiny")
+    with pytest.raises(ValidationError, match="IMAGINE_MODLE"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"model": "tinny"}, "model"),
+        ({"device": "tpu"}, "device"),
+        ({"max_replicas": 0}, "max_replicas"),
+        ({"max_replicas": 100}, "max_replicas"),
+        ({"min_replicas": 3, "max_replicas": 2}, "max_replicas"),
+        ({"version": "a b"}, "version"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_by_name(fields: dict[str, object], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        Settings.model_validate(fields)
+
+
+def test_without_a_gpu_the_bundled_model_runs_on_all_cpus_of_one_replica() -> None:
+    decided = Settings().decided(no_gpus)
+    assert (decided.model, decided.device, decided.dtype, decided.max_replicas) == ("tiny", "cpu", "float32", 1)
+    assert decided.cpu_threads == os.cpu_count()
+
+
+def test_with_a_gpu_stable_diffusion_2_runs_in_half_precision_on_up_to_99_replicas() -> None:
+    decided = Settings().decided(one_gpu)
+    assert (decided.model, decided.device, decided.dtype, decided.max_replicas) == ("sd2", "cuda", "float16", 99)
+
+
+def test_what_was_said_is_not_decided_again() -> None:
+    def never() -> int:
+        raise AssertionError("looked for GPUs although the device was given")
+
+    decided = Settings(model="tiny", device="cuda", dtype="bfloat16", max_replicas=5).decided(never)
+    assert (decided.model, decided.device, decided.dtype, decided.max_replicas) == ("tiny", "cuda", "bfloat16", 5)
+
+
+def test_a_hub_id_and_a_folder_are_models(tmp_path: os.PathLike[str]) -> None:
+    assert Settings(model="owner/name").model == "owner/name"
+    assert Settings(model=str(tmp_path)).model == str(tmp_path)
