@@ -65,7 +65,7 @@ class Settings(BaseSettings):
         return self
 
     def decided(self, visible_gpus: Callable[[], int]) -> Self:
-        """The same settings with nothing left on `auto`. `visible_gpus` is called only if the device was left open."""
+        """The same settings with model, device and size decided. `visible_gpus` is called only if the device was left open."""
         device = self.device
         if device == "auto":
             device = "cuda" if visible_gpus() else "cpu"
@@ -74,7 +74,6 @@ class Settings(BaseSettings):
             update={
                 "device": device,
                 "model": ("sd2" if on_gpu else "tiny") if self.model == "auto" else self.model,
-                "dtype": ("float16" if on_gpu else "float32") if self.dtype == "auto" else self.dtype,
                 "max_replicas": self.max_replicas or (99 if on_gpu else self.min_replicas),
                 "cpu_threads": self.cpu_threads or os.cpu_count() or 1,
             }

@@ -4,8 +4,11 @@ import os
 import socket
 from pathlib import Path
 
-os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
-os.environ.pop("RAY_ADDRESS", None)
+os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": "local", "HF_HUB_OFFLINE": "1"}
+
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    os.environ["PORT"] = str(probe.getsockname()[1])  # where the notebook serves
 
 import pytest
 

@@ -55,13 +55,13 @@ def test_a_value_out_of_bounds_is_refused_by_name(fields: dict[str, object], nam
 
 def test_without_a_gpu_the_bundled_model_runs_on_all_cpus_of_one_replica() -> None:
     decided = Settings().decided(no_gpus)
-    assert (decided.model, decided.device, decided.dtype, decided.max_replicas) == ("tiny", "cpu", "float32", 1)
+    assert (decided.model, decided.device, decided.max_replicas) == ("tiny", "cpu", 1)
     assert decided.cpu_threads == os.cpu_count()
 
 
-def test_with_a_gpu_stable_diffusion_2_runs_in_half_precision_on_up_to_99_replicas() -> None:
+def test_with_a_gpu_stable_diffusion_2_runs_on_up_to_99_replicas() -> None:
     decided = Settings().decided(one_gpu)
-    assert (decided.model, decided.device, decided.dtype, decided.max_replicas) == ("sd2", "cuda", "float16", 99)
+    assert (decided.model, decided.device, decided.max_replicas) == ("sd2", "cuda", 99)
 
 
 def test_what_was_said_is_not_decided_again() -> None:

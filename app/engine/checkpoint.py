@@ -43,11 +43,16 @@ class Checkpoint:
     guidance_scale: float
 
 
-def load(model: str, *, device: str = "cpu", dtype: str = "float32", revision: str | None = None) -> Checkpoint:
-    """Load a short name, a hub id or a folder in diffusers format. Raises `CheckpointUnavailable`."""
+def load(model: str, *, device: str = "cpu", dtype: str = "auto", revision: str | None = None) -> Checkpoint:
+    """Load a short name, a hub id or a folder in diffusers format, `auto` in half precision on a GPU and in single on a CPU.
+
+    Raises `CheckpointUnavailable`.
+    """
     # Their warnings speak of optional packages, and quote the ends of prompts that are too long.
     transformers.logging.set_verbosity_error()
     diffusers.logging.set_verbosity_error()
+    if dtype == "auto":
+        dtype = "float16" if device == "cuda" else "float32"
     known = SHORT_NAMES.get(model, ShortName(location=model))
     pipe = _load_pipeline(known.location, dtype, revision)
     if known.scheduler is not None:

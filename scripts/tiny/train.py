@@ -36,27 +36,30 @@ EMA_DECAY = 0.998
 KL_WEIGHT = 1e-6
 EDGE_WEIGHT = 0.5
 SAVES = 5
+LONGEST_STEP_S = 10.0  # anything longer was a pause
 
 
 class Budget:
-    """A stretch of wall-clock time, shown as a progress bar."""
+    """A stretch of time, shown as a progress bar. While the process is paused (Ctrl-Z, a laptop asleep) it does not run out."""
 
     def __init__(self, minutes: float, title: str) -> None:
-        self._seconds = minutes * 60
-        self._start = time.monotonic()
-        self._bar = tqdm(total=round(self._seconds), desc=title, unit="s", mininterval=5)
+        self._total = minutes * 60
+        self._used = 0.0
+        self._bar = tqdm(total=round(self._total), desc=title, unit="s", mininterval=5)
 
     @property
     def spent(self) -> float:
         """0 at the start, 1 at the end."""
-        return min((time.monotonic() - self._start) / self._seconds, 1.0) if self._seconds else 1.0
+        return min(self._used / self._total, 1.0)
 
     def steps(self) -> Iterator[int]:
         step = 0
         while self.spent < 1:
+            start = time.monotonic()
             yield step
             step += 1
-            self._bar.update(round(self.spent * self._seconds) - self._bar.n)
+            self._used += min(time.monotonic() - start, LONGEST_STEP_S)
+            self._bar.update(round(self._used) - self._bar.n)
         self._bar.close()
 
     def show(self, **figures: float) -> None:
@@ -203,7 +206,7 @@ def main() -> None:
 
     random = np.random.default_rng(args.seed)
     torch.manual_seed(args.seed)
-    pipe = StableDiffusionPipeline.from_pretrained(args.init) if args.init else new_pipeline(random)
+    pipe = StableDiffusionPipeline.from_pretrained(args.init, dtype=torch.float32) if args.init else new_pipeline(random)
     pipe.to(args.device)
     for part in (pipe.vae, pipe.unet):
         part.to(memory_format=torch.channels_last)

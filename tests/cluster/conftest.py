@@ -1,0 +1,38 @@
+"""The app on a real Ray cluster of this process's own, on a free port."""
+
+import logging
+import socket
+from collections.abc import Iterator
+
+import pytest
+import ray
+from ray import serve
+
+from app import entrypoint
+from app.client import ImagineClient
+from app.settings import Settings
+
+LOGICAL_CPUS = 8  # more than there are: what is tested is not how many replicas fit
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """A cluster with Serve started on it; gives the address at which its apps answer."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray.init(address="local", num_cpus=LOGICAL_CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def client(cluster: str) -> ImagineClient:
+    """The bundled model, served as `serve run app:entrypoint` serves it."""
+    serve.run(entrypoint(Settings(model="tiny", device="cpu", version="abc123")), name="imagine", route_prefix="/")
+    client = ImagineClient(cluster)
+    client.wait_until_ready()
+    return client

@@ -1,0 +1,102 @@
+"""What Serve adds: replicas that come and go, callers that leave, queues that fill."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import ray
+import requests
+from ray import serve
+
+from app import entrypoint
+from app.client import ImagineClient, ServiceBusy
+from app.schemas import ImageRequest
+from app.settings import Settings
+
+LONG = {"prompt": "a star", "num_inference_steps": "150", "img_size": "256"}  # ten seconds or more on two cores
+
+
+def eventually(holds: Callable[[], bool], within_s: float = 60.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.05)
+
+
+def serve_tiny(name: str, **settings: object) -> None:
+    fields = {"model": "tiny", "device": "cpu"} | settings
+    target = serve.RunTarget(entrypoint(Settings.model_validate(fields)), name=name, route_prefix=f"/{name}")
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+def test_alive_ready_and_capabilities_are_told(client: ImagineClient) -> None:
+    assert requests.get(f"{client.base_url}/healthz", timeout=30).json() == {"status": "alive"}
+    assert requests.get(f"{client.base_url}/readyz", timeout=30).json() == {"status": "ready"}
+    assert (client.capabilities.model, client.capabilities.width, client.capabilities.version) == ("tiny", 128, "abc123")
+
+
+def test_until_the_model_has_made_a_picture_the_app_is_alive_but_not_ready(cluster: str, client: ImagineClient) -> None:
+    serve_tiny("loading")
+    try:
+        loading = ImagineClient(f"{cluster}/loading")
+        eventually(lambda: requests.get(f"{cluster}/loading/healthz", timeout=30).status_code == 200)
+        answer = requests.get(f"{cluster}/loading/readyz", timeout=30)
+        assert (answer.status_code, answer.json()["error"]) == (503, "not_ready")
+        with pytest.raises(ServiceBusy, match="still loading"):
+            loading.generate(ImageRequest(prompt="a star"))
+        loading.wait_until_ready(timeout_s=120)
+        assert loading.generate(ImageRequest(prompt="a star", num_inference_steps=1)).image.size == (128, 128)
+    finally:
+        serve.delete("loading")
+
+
+def test_a_model_that_cannot_be_loaded_says_so_in_one_sentence(cluster: str) -> None:
+    serve_tiny("broken", model="nobody/nothing")
+    try:
+        eventually(lambda: serve.status().applications["broken"].status == "DEPLOY_FAILED", within_s=120)
+        message = serve.status().applications["broken"].deployments["TextToImage"].message
+        assert "model=tiny" in message
+    finally:
+        serve.delete("broken")
+
+
+def test_callers_that_leave_give_their_places_to_the_next(client: ImagineClient) -> None:
+    def leave_after_two_seconds(seed: int) -> None:
+        with pytest.raises(requests.ReadTimeout):
+            requests.get(f"{client.base_url}/imagine", LONG | {"seed": str(seed)}, timeout=2)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(leave_after_two_seconds, range(8)))
+    # The pictures nobody waits for any more would take several times as long as this deadline.
+    assert requests.get(f"{client.base_url}/imagine", {"prompt": "a star", "num_inference_steps": "1"}, timeout=20).ok
+
+
+def test_a_full_queue_answers_503_at_once_and_everyone_admitted_gets_a_picture(cluster: str, client: ImagineClient) -> None:
+    serve_tiny("narrow", max_queued_requests=2)
+    try:
+        narrow = ImagineClient(f"{cluster}/narrow")
+        narrow.wait_until_ready(timeout_s=120)
+        together = threading.Barrier(10)
+
+        def ask(seed: int) -> int:
+            together.wait(30)
+            return requests.get(f"{cluster}/narrow/imagine", {"prompt": "a star", "seed": str(seed)}, timeout=120).status_code
+
+        with ThreadPoolExecutor(10) as threads:
+            answers = sorted(threads.map(ask, range(10)))
+        assert set(answers) == {200, 503}
+        assert answers.count(200) >= 2
+        answer = requests.get(f"{cluster}/narrow/imagine", {"prompt": "a star", "num_inference_steps": "1"}, timeout=60)
+        assert answer.status_code == 200
+    finally:
+        serve.delete("narrow")
+
+
+def test_a_killed_replica_is_not_ready_then_replaced(client: ImagineClient) -> None:
+    name = next(actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if "imagine#TextToImage" in actor["name"])
+    ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
+    eventually(lambda: not requests.get(f"{client.base_url}/readyz", timeout=30).ok)
+    client.wait_until_ready(timeout_s=120)
+    assert client.generate(ImageRequest(prompt="a star", num_inference_steps=1)).image.size == (128, 128)

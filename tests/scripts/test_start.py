@@ -1,0 +1,105 @@
+"""`bash scripts/start.sh`: what goes wrong on somebody's machine is one sentence, and what was started ends."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from PIL import Image
+
+from tests.conftest import REPOSITORY
+
+TOOLS = ("awk", "bash", "cat", "cmp", "cp", "df", "dirname", "grep", "mktemp", "rm", "sleep")
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A fresh copy of the scripts, and a PATH (`bin`) with no Python on it yet."""
+    shutil.copytree(REPOSITORY / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "requirements.txt").write_text("nothing-of-this-name==1\n")
+    (tmp_path / "bin").mkdir()
+    for tool in TOOLS:
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool) or tool)
+    return tmp_path
+
+
+def stub(bare: Path, name: str, script: str) -> None:
+    path = bare / "bin" / name
+    path.unlink(missing_ok=True)
+    path.write_text(f"#!/bin/bash\n{script}\n")
+    path.chmod(0o755)
+
+
+def start(bare: Path) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "scripts/start.sh"]
+    return subprocess.run(command, cwd=bare, env={"PATH": str(bare / "bin")}, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_without_a_supported_python_it_names_those_that_are(bare: Path) -> None:
+    stub(bare, "python3", "exit 1")  # says no to the version check
+    done = start(bare)
+    assert (done.returncode, done.stderr) == (2, "Python 3.11, 3.12 or 3.13 is needed, and none of them is on the PATH.\n")
+
+
+def test_without_the_venv_module_it_names_the_package_that_has_it(bare: Path) -> None:
+    stub(bare, "python3", 'case "$2" in *venv*version_info*) echo python3.11-venv ;; *ensurepip*) exit 1 ;; esac')
+    done = start(bare)
+    assert done.returncode == 2
+    assert done.stderr == "python3 has no venv module. On Debian and Ubuntu: apt install python3.11-venv\n"
+
+
+def test_on_a_full_disk_it_says_how_much_is_needed(bare: Path) -> None:
+    stub(bare, "df", "printf 'Filesystem 1M-blocks Used Available\\n/dev/x 100 90 10\\n'")
+    done = start(bare)
+    assert (done.returncode, done.stderr) == (2, "The disk is full: 10 MB are free here and about 3000 MB are needed.\n")
+
+
+def test_a_disk_that_fills_up_while_installing_is_said(bare: Path) -> None:
+    (bare / ".venv/bin").mkdir(parents=True)
+    pip = bare / ".venv/bin/python"
+    pip.write_text("#!/bin/bash\necho 'OSError: [Errno 28] No space left on device' >&2\nexit 1\n")
+    pip.chmod(0o755)
+    done = start(bare)
+    assert done.returncode == 2
+    assert done.stderr.endswith("The disk is full: pip could not write to .venv.\n")
+
+
+def test_a_port_in_use_is_said_before_anything_is_started() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = ["bash", "scripts/start.sh", "--port", str(port)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert f"Port {port} is in use" in done.stderr
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_in_the_background_until_a_signal_and_leaves_nothing_behind(tmp_path: Path, free_port: int, end: signal.Signals) -> None:
+    log = tmp_path / "start.log"
+    command = f'exec bash scripts/start.sh "a red heart on a yellow background" --port {free_port} > {log} 2>&1'
+    started = subprocess.Popen(["bash", "-c", f"{command} & wait"], cwd=REPOSITORY, start_new_session=True)
+    deadline = time.monotonic() + 150
+    while "Stop: Ctrl-C" not in (text := log.read_text() if log.exists() else ""):
+        assert started.poll() is None, text
+        assert time.monotonic() < deadline, text
+        time.sleep(0.2)
+    (picture,) = re.findall(r"The first picture: (.+)", text)
+    assert Image.open(picture).size == (128, 128)
+    (address,) = re.findall(r"curl -o picture.png '(.+)'", text)
+    assert requests.get(address, timeout=60).headers["Content-Type"] == "image/png"
+
+    server = psutil.Process(started.pid).children()[0]
+    family = [server, *server.children(recursive=True)]
+    assert len(family) > 3
+    os.kill(server.pid, end)
+    assert started.wait(60) == 0
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+    assert log.read_text().endswith("Stopped.\n")
