@@ -58,9 +58,14 @@ class ImagineClient:
         return Capabilities.model_validate(self._get("/capabilities").json())
 
     def generate(
-        self, request: ImageRequest, on_progress: Callable[[Progress], None] | None = None, cancel: threading.Event | None = None
+        self,
+        request: ImageRequest,
+        on_progress: Callable[[Progress], None] | None = None,
+        cancel: threading.Event | None = None,
+        *,
+        previews: bool = False,
     ) -> GeneratedImage:
-        """See `ImageSource.generate`; also raises `ImagineError`. Progress is told once, when the picture is there."""
+        """See `ImageSource.generate`; also raises `ImagineError`. Progress is told once, when the picture is there, without previews."""
         if cancel is not None and cancel.is_set():
             raise GenerationCancelled
         answer = self._get("/imagine", request.model_dump(exclude_none=True))

@@ -11,8 +11,6 @@ from ray.serve import Application
 from app.schemas import Capabilities, GeneratedImage, ImageRequest
 from app.settings import Settings
 
-MAX_ONGOING_REQUESTS = 1  # the engine runs one pipeline call at a time; the rest wait where another replica can take them
-
 
 class TextToImage:
     """A replica is up once its model is loaded and has made a picture."""
@@ -28,9 +26,13 @@ class TextToImage:
         if settings.device == "cpu":
             torch.set_num_threads(settings.cpu_threads or 1)
         loaded = checkpoint.load(settings.model, device=settings.device, dtype=settings.dtype, revision=settings.revision)
-        self._engine = ImageEngine(loaded, max_pixels=settings.max_pixels, version=settings.version)
+        self._engine = ImageEngine(loaded, max_batch_size=settings.max_batch_size, max_pixels=settings.max_pixels, version=settings.version)
         self._engine.warm_up()
-        self._threads = ThreadPoolExecutor(MAX_ONGOING_REQUESTS, thread_name_prefix="generate")
+        self._threads = ThreadPoolExecutor(settings.max_batch_size, thread_name_prefix="generate")
+
+    def check_health(self) -> None:
+        """Serve replaces a replica for which this raises."""
+        self._engine.check_health()
 
     async def capabilities(self) -> Capabilities:
         return self._engine.capabilities
@@ -55,9 +57,9 @@ def text_to_image(settings: Settings) -> Application:
         autoscaling_config={
             "min_replicas": settings.min_replicas,
             "max_replicas": settings.max_replicas,
-            "target_ongoing_requests": MAX_ONGOING_REQUESTS,
+            "target_ongoing_requests": settings.max_batch_size,  # a full batch each before another replica is worth its start
         },
-        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        max_ongoing_requests=settings.max_batch_size,  # the rest wait where another replica can take them
         max_queued_requests=settings.max_queued_requests,
         graceful_shutdown_timeout_s=settings.graceful_shutdown_timeout_s,
         max_constructor_retry_count=2,

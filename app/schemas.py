@@ -3,7 +3,7 @@
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from typing import Annotated, Any, Protocol, Self
@@ -69,6 +69,7 @@ class Capabilities(BaseModel):
     revision: str
     pipeline: str
     scheduler: str
+    schedulers: tuple[str, ...]
     width: int
     height: int
     size_multiple: int
@@ -91,6 +92,7 @@ class ImageRequest(BaseModel):
     num_inference_steps: Annotated[int | None, Field(ge=1, le=150)] = None
     guidance_scale: Annotated[float | None, Field(ge=0, le=30, allow_inf_nan=False)] = None
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)] = None
+    scheduler: Annotated[str | None, Field(max_length=80, description="A noise scheduler of diffusers that fits the model")] = None
 
     @field_validator("prompt")
     @classmethod
@@ -115,6 +117,8 @@ class ImageRequest(BaseModel):
             wrong.append(
                 ErrorDetail.of("width x height", f"must be at most {capabilities.max_pixels} pixels for this model", f"{width} x {height}")
             )
+        if self.scheduler is not None and self.scheduler not in capabilities.schedulers:
+            wrong.append(ErrorDetail.of("scheduler", f"must be one of {', '.join(capabilities.schedulers)}", self.scheduler))
         if wrong:
             raise RefusedRequest(*wrong)
         filled: dict[str, Any] = {"width": width, "height": height}
@@ -145,18 +149,20 @@ class Facts(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`step` of `total` denoising steps are done."""
+    """`step` of `total` denoising steps are done. `preview` is a small PNG, if previews were asked for and the model allows them."""
 
     step: int
     total: int
+    preview: bytes | None = None
 
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """A PNG, whose text chunks hold the facts, and the same facts."""
+    """A PNG, whose text chunks hold the facts, the same facts, and the seconds that each phase of making it took."""
 
     png: bytes
     facts: Facts
+    timings: dict[str, float] = field(default_factory=dict, compare=False)
 
     @cached_property
     def image(self) -> Image.Image:
@@ -178,8 +184,10 @@ class ImageSource(Protocol):
         request: ImageRequest,
         on_progress: Callable[[Progress], None] | None = None,
         cancel: threading.Event | None = None,
+        *,
+        previews: bool = False,
     ) -> GeneratedImage:
-        """Make one image; blocks until it is done.
+        """Make one image; blocks until it is done. With `previews`, progress shows the picture as it forms.
 
         Raises `RefusedRequest` for a request that does not fit the model and `GenerationCancelled` once `cancel` is set.
         """

@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     max_replicas: Annotated[
         int | None, Field(ge=1, le=99, description="Model replicas under load; 99 on GPUs and as few as possible on a CPU if not given")
     ] = None
+    max_batch_size: Annotated[
+        int, Field(ge=1, le=64, description="Pictures that a replica makes at once, sharing the denoiser's calls")
+    ] = 8
     cpu_threads: Annotated[
         int | None, Field(ge=1, le=256, description="Threads, and CPUs asked for, of a CPU replica; all if not given")
     ] = None

@@ -10,6 +10,7 @@ CAPABILITIES = Capabilities(
     revision="r",
     pipeline="P",
     scheduler="S",
+    schedulers=("S", "T"),
     width=128,
     height=96,
     size_multiple=16,

@@ -2,8 +2,10 @@
 
 import hashlib
 import inspect
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -34,13 +36,18 @@ SHORT_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A loaded pipeline and what is worth saying about it. `revision` is the hub's commit, or a digest of the files of a folder."""
+    """A loaded pipeline and what is worth saying about it.
+
+    `revision` is the hub's commit, or a digest of the files of a folder. `arguments` go into every call of the pipeline, such as the
+    `image` and `strength` of an image-to-image pipeline.
+    """
 
     pipe: DiffusionPipeline
     model: str
     revision: str
     num_inference_steps: int
     guidance_scale: float
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load(model: str, *, device: str = "cpu", dtype: str = "auto", revision: str | None = None) -> Checkpoint:

@@ -1,121 +1,171 @@
-"""A request's life: admitted, run by the stock pipeline, watched, cancelled or finished."""
+"""`ImageEngine`: many requests at once on one stock diffusers pipeline, each with the picture it would have had alone."""
 
-import copy
-import inspect
+import functools
+import logging
 import threading
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
-from torch import Tensor
+from torch import nn
 
 from app import png
+from app.engine.batching import Batch, Denoiser, EngineStopped
 from app.engine.checkpoint import Checkpoint
-from app.schemas import Capabilities, Facts, GeneratedImage, GenerationCancelled, ImageRequest, Progress
+from app.engine.facts import call_parameters, capabilities_of, facts_of
+from app.engine.policy import FairShare
+from app.engine.preview import Preview
+from app.engine.run import ProgressCallback, Run
+from app.schemas import Capabilities, GeneratedImage, GenerationCancelled, ImageRequest, Progress
 
-ProgressCallback = Callable[[Progress], None]
-PIXELS_OVER_NATIVE = 4
+logger = logging.getLogger(__name__)
+
+DENOISERS = ("unet", "transformer", "prior", "decoder", "unet_2", "transformer_2")  # a pipeline with two of them is run whole
+SECONDS_BETWEEN_LOOKS = 0.02  # at whether a request that waits for a place was cancelled
 
 
 class ImageEngine:
-    """An `ImageSource` on a loaded checkpoint. Safe to call from many threads; one pipeline call runs at a time."""
+    """An `ImageSource` on a loaded checkpoint, safe to call from many threads.
 
-    def __init__(self, checkpoint: Checkpoint, *, max_pixels: int | None = None, version: str = "dev") -> None:
+    Up to `max_batch_size` requests run at once and share the denoiser's calls, whatever their prompts, seeds, steps, guidance, schedulers
+    and sizes; the others wait in the order they came. `on_batch` is told of every call of the denoiser.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        max_batch_size: int = 8,
+        max_pixels: int | None = None,
+        version: str = "dev",
+        on_batch: Callable[[Batch], None] = lambda batch: None,
+    ) -> None:
         self._checkpoint = checkpoint
-        self._max_pixels = max_pixels
-        self._version = version
-        self._one_at_a_time = threading.Lock()
-
-    @cached_property
-    def capabilities(self) -> Capabilities:
-        checkpoint, pipe = self._checkpoint, self._checkpoint.pipe
-        side = (getattr(pipe, "default_sample_size", None) or pipe.unet.config.sample_size) * pipe.vae_scale_factor
-        return Capabilities(
-            model=checkpoint.model,
-            revision=checkpoint.revision,
-            pipeline=type(pipe).__name__,
-            scheduler=type(pipe.scheduler).__name__,
-            width=side,
-            height=side,
-            size_multiple=max(8, pipe.vae_scale_factor),
-            max_pixels=self._max_pixels or PIXELS_OVER_NATIVE * side * side,
-            num_inference_steps=checkpoint.num_inference_steps,
-            guidance_scale=checkpoint.guidance_scale,
-            max_prompt_tokens=pipe.tokenizer.model_max_length,
-            version=self._version,
-        )
+        self._pipe = checkpoint.pipe
+        self.capabilities: Capabilities = capabilities_of(checkpoint, max_pixels, version)
+        self._outside_loop = threading.Lock()
+        module = _denoiser_of(self._pipe)
+        shares = module is not None and "callback_on_step_end" in call_parameters(self._pipe)
+        if not shares:
+            logger.warning("%s does not tell its steps, so its requests run one at a time", type(self._pipe).__name__)
+        self._places = Places(max_batch_size if shares else 1)
+        self._denoiser = Denoiser(module, FairShare(max_batch_size), on_batch) if module is not None else None
+        _decode_in_tiles_if_out_of_memory(self._pipe)
 
     def generate(
-        self, request: ImageRequest, on_progress: ProgressCallback | None = None, cancel: threading.Event | None = None
+        self,
+        request: ImageRequest,
+        on_progress: ProgressCallback | None = None,
+        cancel: threading.Event | None = None,
+        *,
+        previews: bool = False,
     ) -> GeneratedImage:
-        """See `ImageSource.generate`."""
+        """See `ImageSource.generate`. Raises `EngineStopped` after `close`."""
         resolved = request.resolved(self.capabilities)
-        with self._one_at_a_time:
-            image = self._run(resolved, on_progress or _ignore, cancel or threading.Event())
-            facts = self._facts(resolved)
-        return GeneratedImage(png.encode(image, facts), facts)
+        cancelled = cancel.is_set if cancel is not None else _never
+        run = Run(
+            self._checkpoint, self._outside_loop, self._denoiser, on_progress or _ignore, cancelled, self._preview if previews else None
+        )
+        with self._places.take(cancelled):
+            image = run.image(resolved)
+            with self._outside_loop:
+                facts = facts_of(resolved, self.capabilities, self._pipe)
+        start = time.monotonic()
+        data = png.encode(image, facts)
+        return GeneratedImage(data, facts, run.timings | {"png": time.monotonic() - start})
 
     def warm_up(self) -> None:
         """Make a picture, so that the first caller does not pay for what is done only once."""
-        self.generate(ImageRequest(prompt="warm-up", num_inference_steps=2, seed=0))
+        self.generate(ImageRequest(prompt="warm-up", num_inference_steps=2, seed=0), previews=True)
 
-    def _run(self, request: ImageRequest, on_progress: ProgressCallback, cancel: threading.Event) -> Image.Image:
-        view = copy.copy(self._checkpoint.pipe)
-        view.scheduler = type(view.scheduler).from_config(view.scheduler.config)  # it counts steps, so each run has its own
+    def check_health(self) -> None:
+        """Raises `EngineStopped` if no picture can be made any more."""
+        if self._denoiser is not None and not self._denoiser.alive:
+            raise EngineStopped("the denoiser thread has ended")
 
-        def after_step(pipe: DiffusionPipeline, step: int, timestep: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
-            if cancel.is_set():
-                raise GenerationCancelled
-            on_progress(Progress(step + 1, pipe.num_timesteps))
-            return tensors
-
-        if cancel.is_set():
-            raise GenerationCancelled
-        with torch.inference_mode():
-            image: Image.Image = view(**self._arguments(request), callback_on_step_end=after_step).images[0]
-        return image
-
-    def _arguments(self, request: ImageRequest) -> dict[str, Any]:
-        arguments: dict[str, Any] = request.model_dump(exclude={"seed"})
-        if not self._takes_negative_prompt:
-            del arguments["negative_prompt"]
-        # A generator on the CPU gives the same starting noise on every device.
-        arguments["generator"] = torch.Generator("cpu").manual_seed(request.seed or 0)
-        return arguments
+    def close(self) -> None:
+        """Requests that run or wait fail with `EngineStopped`, and no thread is left."""
+        if self._denoiser is not None:
+            self._denoiser.close()
 
     @cached_property
-    def _takes_negative_prompt(self) -> bool:
-        return "negative_prompt" in inspect.signature(type(self._checkpoint.pipe).__call__).parameters
+    def _preview(self) -> Preview | None:
+        with self._outside_loop:
+            try:
+                return Preview(self._pipe)
+            except (AttributeError, RuntimeError, ValueError) as error:
+                logger.warning("%s gets no previews: %s", type(self._pipe).__name__, error)
+                return None
 
-    def _facts(self, request: ImageRequest) -> Facts:
-        pipe, capabilities = self._checkpoint.pipe, self.capabilities
-        return Facts(
-            request=request,
-            model=capabilities.model,
-            revision=capabilities.revision,
-            pipeline=capabilities.pipeline,
-            scheduler=capabilities.scheduler,
-            dtype=str(pipe.dtype).removeprefix("torch."),
-            device=pipe.device.type,
-            versions={"app": self._version, "diffusers": diffusers.__version__, "torch": torch.__version__},
-            warnings=tuple(self._warnings(request)),
-        )
 
-    def _warnings(self, request: ImageRequest) -> list[str]:
-        tokenizer = self._checkpoint.pipe.tokenizer
-        limit = tokenizer.model_max_length
-        texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
-        lengths = {field: len(tokenizer(text, truncation=False, verbose=False).input_ids) for field, text in texts.items()}
-        return [
-            f"{field} is {length} tokens long and the text encoder takes {limit}: its end was not read"
-            for field, length in lengths.items()
-            if length > limit
-        ]
+class Places:
+    """A number of places, taken in the order of asking."""
+
+    def __init__(self, number: int) -> None:
+        self._free = number
+        self._queue: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, cancelled: Callable[[], bool]) -> Iterator[None]:
+        """Raises `GenerationCancelled` if that happens while waiting."""
+        ticket = object()
+        with self._changed:
+            self._queue.append(ticket)
+            try:
+                while self._queue[0] is not ticket or not self._free:
+                    if cancelled():
+                        raise GenerationCancelled
+                    self._changed.wait(SECONDS_BETWEEN_LOOKS)
+                self._free -= 1
+            finally:
+                self._queue.remove(ticket)
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += 1
+                self._changed.notify_all()
+
+
+def _denoiser_of(pipe: DiffusionPipeline) -> nn.Module | None:
+    """The one module in which the pipeline spends its time, if it is one."""
+    found = [name for name in DENOISERS if isinstance(getattr(pipe, name, None), nn.Module)]
+    return getattr(pipe, found[0]) if found in (["unet"], ["transformer"]) else None
+
+
+def _decode_in_tiles_if_out_of_memory(pipe: DiffusionPipeline) -> None:
+    """Decoding has the highest peak of memory; in tiles it needs less and shows faint seams."""
+    vae: Any = getattr(pipe, "vae", None)
+    if not hasattr(vae, "enable_tiling"):
+        return
+    decode = vae.decode
+
+    @functools.wraps(decode)
+    def decode_or_tile(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        try:
+            return decode(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            pass  # its traceback holds tensors: only once it is gone is there room
+        torch.cuda.empty_cache()
+        vae.enable_tiling()
+        try:
+            return decode(*args, **kwargs)
+        finally:
+            vae.disable_tiling()
+
+    vae.decode = decode_or_tile
 
 
 def _ignore(progress: Progress) -> None:
     pass
+
+
+def _never() -> bool:
+    return False

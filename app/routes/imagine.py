@@ -71,4 +71,7 @@ def facts_headers(generated: GeneratedImage) -> dict[str, str]:
     }
     if facts.warnings:
         told["Warning"] = "; ".join(facts.warnings)
-    return {f"X-Imagine-{name}": str(value) for name, value in told.items()}
+    headers = {f"X-Imagine-{name}": str(value) for name, value in told.items()}
+    if generated.timings:
+        headers["Server-Timing"] = ", ".join(f"{phase};dur={1000 * seconds:.1f}" for phase, seconds in generated.timings.items())
+    return headers

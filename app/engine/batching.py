@@ -1,0 +1,248 @@
+"""Step-level continuous batching: the denoiser calls of all requests meet in one thread, which runs those that fit as one call.
+
+Requests join and leave at any step. Continuous batching is from Yu et al. 2022 (Orca); here a denoising step is the unit.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+from torch import nn
+
+from app.engine.joining import Arguments, Joiner, run_joined, same_output
+from app.engine.policy import FairShare
+from app.schemas import GenerationCancelled
+
+logger = logging.getLogger(__name__)
+
+SHORTEST_PATIENCE_S, LONGEST_PATIENCE_S = 0.005, 0.25
+PATIENCE_IN_GAPS = 5.0  # how much longer than usual a request may take to its next call before the others go on without it
+GAP_SMOOTHING = 0.9
+
+
+class EngineStopped(RuntimeError):
+    """The denoiser thread has ended; no further picture can be made by this engine."""
+
+
+@dataclass(eq=False)
+class Member:
+    """A request whose denoising loop is running. `cancelled` is asked before each call of its own is computed."""
+
+    cancelled: Callable[[], bool]
+    before_first_call: Callable[[], None]
+    signature: Hashable | None = None  # of its last call
+    expected: bool = False  # whether others wait for its next call
+    answered: float | None = None  # when its last call was
+
+
+@dataclass(eq=False)
+class Call:
+    member: Member
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    arguments: Arguments
+    future: Future[Any] = field(default_factory=Future)
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def kind(self) -> Hashable:
+        """Calls without a signature are each a kind of their own."""
+        return id(self) if self.arguments.signature is None else self.arguments.signature
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one call of the denoiser was: how many requests shared it, their rows together, and its time on the device's thread."""
+
+    requests: int
+    rows: int
+    seconds: float
+
+
+current_member: ContextVar[Member | None] = ContextVar("current_member", default=None)
+
+
+class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
+    """Stands in front of `module`: calls made by a member go through one thread, all others straight to the module."""
+
+    def __init__(self, module: nn.Module, policy: FairShare, on_batch: Callable[[Batch], None]) -> None:
+        super().__init__()
+        self._policy = policy
+        self._on_batch = on_batch
+        self._joiner = Joiner(module)
+        self._checked: set[Hashable] = set()  # signatures whose joined output was compared
+        self._changed = threading.Condition()
+        self._members: set[Member] = set()
+        self._waiting: list[Call] = []
+        self._said = False  # that calls cannot be joined
+        self._gap_s = 0.0
+        self._free_since = 0.0  # when the last batch was answered
+        self._end: BaseException | None = None
+        HookRegistry.check_if_exists_or_initialize(module).register_hook(self, "batching")
+        self._thread = threading.Thread(target=self._serve, name="denoiser", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._end is None
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """What `module(...)` does from now on."""
+        member = current_member.get()
+        if member is None:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        if member.answered is None:
+            member.before_first_call()
+        if member.cancelled():
+            raise GenerationCancelled
+        call = Call(member, args, kwargs, self._joiner.describe(args, kwargs))
+        if call.arguments.signature is None and not self._said:
+            self._said = True
+            logger.warning("%s takes lists of samples, so its calls run one at a time", type(module).__name__)
+        with self._changed:
+            if self._end is not None:
+                raise EngineStopped("the engine has stopped") from self._end
+            self._welcome(call)
+        return call.future.result()
+
+    def leave(self, member: Member) -> None:
+        """Nobody waits for this member's next call any more."""
+        with self._changed:
+            self._members.discard(member)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread; waiting calls fail with `EngineStopped`."""
+        with self._changed:
+            self._end = self._end or EngineStopped("closed")
+            self._changed.notify()
+        self._thread.join()
+
+    def _welcome(self, call: Call) -> None:
+        member = call.member
+        if member.answered is not None and member.expected:
+            self._gap_s = GAP_SMOOTHING * self._gap_s + (1 - GAP_SMOOTHING) * (call.since - member.answered)
+        member.signature, member.expected = call.arguments.signature, True
+        self._members.add(member)
+        self._waiting.append(call)
+        self._changed.notify()
+
+    def _serve(self) -> None:
+        batch: list[Call] = []
+        try:
+            with torch.inference_mode():
+                while batch := self._next_batch():
+                    self._compute(batch)
+                    self._free_since = time.monotonic()
+        except BaseException as error:
+            logger.exception("the denoiser thread has died")
+            self._end = error
+        with self._changed:
+            for call in (*batch, *self._waiting):
+                if not call.future.done():
+                    call.future.set_exception(EngineStopped("the engine has stopped"))
+            self._waiting.clear()
+
+    def _next_batch(self) -> list[Call]:
+        """Waits until calls are ready, and takes those that the policy picks; empty at the end."""
+        with self._changed:
+            while self._end is None:
+                self._drop_cancelled()
+                ready = self._ready()
+                if ready:
+                    batch = self._policy.pick(ready)
+                    self._waiting = [call for call in self._waiting if call not in batch]
+                    return batch
+                self._changed.wait(self._patience_s if self._waiting else None)
+            return []
+
+    def _drop_cancelled(self) -> None:
+        for call in [call for call in self._waiting if call.member.cancelled()]:
+            self._waiting.remove(call)
+            call.future.set_exception(GenerationCancelled())
+
+    def _ready(self) -> dict[Hashable, list[Call]]:
+        """Waiting calls by kind, of those kinds for which no further call is expected soon."""
+        kinds: dict[Hashable, list[Call]] = {}
+        for call in self._waiting:
+            kinds.setdefault(call.kind, []).append(call)
+        busy = {call.member for call in self._waiting}
+        patient = time.monotonic() - self._free_since < self._patience_s
+        ready = {}
+        for kind, calls in kinds.items():
+            missing = [member for member in self._members - busy if member.expected and member.signature == kind]
+            if missing and patient:
+                continue
+            for member in missing:
+                member.expected = False  # it has something else to do; until it is back nobody waits for it
+            ready[kind] = calls
+        return ready
+
+    @property
+    def _patience_s(self) -> float:
+        return min(max(PATIENCE_IN_GAPS * self._gap_s, SHORTEST_PATIENCE_S), LONGEST_PATIENCE_S)
+
+    def _compute(self, calls: list[Call]) -> None:
+        """Run the calls as one and give each its part. If that fails, try two halves: only a call that fails alone fails."""
+        start = time.monotonic()
+        failure: Exception | None = None
+        outputs: list[Any] = []
+        joined = len(calls) > 1 and calls[0].kind in self._checked
+        try:
+            outputs = self._joined(calls) if joined else self._apart(calls)
+        except Exception as error:
+            failure = error.with_traceback(None)  # its frames hold on to tensors that the halves need room for
+        seconds = time.monotonic() - start
+        self._policy.took(calls[0].kind, seconds)
+        if failure is None:
+            for shared in [calls] if joined else [[call] for call in calls]:
+                self._on_batch(Batch(len(shared), sum(call.arguments.rows for call in shared), seconds * len(shared) / len(calls)))
+            for call, output in zip(calls, outputs, strict=True):
+                self._answer(call).set_result(output)
+        elif len(calls) == 1:
+            self._answer(calls[0]).set_exception(failure)
+        else:
+            half = len(calls) // 2
+            if isinstance(failure, torch.OutOfMemoryError):
+                self._policy.lower_limit(calls[0].kind, half)
+                torch.cuda.empty_cache()
+            self._compute(calls[:half])
+            self._compute(calls[half:])
+
+    def _answer(self, call: Call) -> Future[Any]:
+        call.member.answered = time.monotonic()
+        return call.future
+
+    def _joined(self, calls: list[Call]) -> list[Any]:
+        return run_joined(self.fn_ref.original_forward, [call.arguments for call in calls])
+
+    def _apart(self, calls: list[Call]) -> list[Any]:
+        outputs = [self.fn_ref.original_forward(*call.args, **call.kwargs) for call in calls]
+        if len(calls) > 1:
+            self._check(calls, outputs)
+        return outputs
+
+    def _check(self, calls: list[Call], apart: list[Any]) -> None:
+        """The first time calls of a kind meet they are run joined as well as apart. If that differs, this kind is never joined."""
+        kind = calls[0].kind
+        self._checked.add(kind)
+        try:
+            joined = self._joined(calls)
+            same = all(same_output(one, other) for one, other in zip(joined, apart, strict=True))
+        except torch.OutOfMemoryError:
+            self._checked.discard(kind)
+            self._policy.lower_limit(kind, len(calls) // 2)
+            return
+        except (RuntimeError, ValueError, TypeError) as error:
+            same = False
+            logger.info("joining failed: %s", error)
+        if not same:
+            logger.warning("calls of %s change when they are joined, so they run one at a time", type(self._joiner.module).__name__)
+            self._policy.lower_limit(kind, 1)

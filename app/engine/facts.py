@@ -1,0 +1,78 @@
+"""What a loaded checkpoint can do, and how a picture of it was made."""
+
+import inspect
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+
+from app.engine.checkpoint import Checkpoint
+from app.schemas import Capabilities, Facts, ImageRequest
+
+USUAL_SIDE = 1024  # pixels, of the transformers that do not say
+PIXELS_OVER_NATIVE = 4  # how many times its own size a checkpoint may be asked for, if nothing else is said
+
+
+def capabilities_of(checkpoint: Checkpoint, max_pixels: int | None, version: str) -> Capabilities:
+    pipe = checkpoint.pipe
+    side = _native_side(pipe)
+    own = type(pipe.scheduler).__name__
+    return Capabilities(
+        model=checkpoint.model,
+        revision=checkpoint.revision,
+        pipeline=type(pipe).__name__,
+        scheduler=own,
+        schedulers=tuple(sorted({own, *(kind.__name__ for kind in pipe.scheduler.compatibles)})),
+        width=side,
+        height=side,
+        size_multiple=_size_multiple(pipe),
+        max_pixels=max_pixels or PIXELS_OVER_NATIVE * side * side,
+        num_inference_steps=checkpoint.num_inference_steps,
+        guidance_scale=checkpoint.guidance_scale,
+        max_prompt_tokens=pipe.tokenizer.model_max_length,
+        version=version,
+    )
+
+
+def facts_of(request: ImageRequest, capabilities: Capabilities, pipe: DiffusionPipeline) -> Facts:
+    return Facts(
+        request=request,
+        model=capabilities.model,
+        revision=capabilities.revision,
+        pipeline=capabilities.pipeline,
+        scheduler=request.scheduler or capabilities.scheduler,
+        dtype=str(pipe.dtype).removeprefix("torch."),
+        device=pipe.device.type,
+        versions={"app": capabilities.version, "diffusers": diffusers.__version__, "torch": torch.__version__},
+        warnings=tuple(_warnings(request, pipe)),
+    )
+
+
+def _native_side(pipe: DiffusionPipeline) -> int:
+    """In pixels. Pipelines that do not tell it themselves take it from their denoiser."""
+    denoiser: Any = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    latents = getattr(pipe, "default_sample_size", None) or getattr(denoiser.config, "sample_size", None)
+    return int(latents * pipe.vae_scale_factor) if latents else USUAL_SIDE
+
+
+def _size_multiple(pipe: DiffusionPipeline) -> int:
+    """Transformers see the latents in patches of 2 x 2; UNets halve them less often than their sizes allow."""
+    patch = 2 if getattr(pipe, "transformer", None) is not None else 1
+    return max(8, patch * int(pipe.vae_scale_factor))
+
+
+def _warnings(request: ImageRequest, pipe: DiffusionPipeline) -> list[str]:
+    limit = pipe.tokenizer.model_max_length
+    texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+    lengths = {field: len(pipe.tokenizer(text, truncation=False, verbose=False).input_ids) for field, text in texts.items()}
+    return [
+        f"{field} is {length} tokens long and the text encoder takes {limit}: its end was not read"
+        for field, length in lengths.items()
+        if length > limit
+    ]
+
+
+def call_parameters(pipe: DiffusionPipeline) -> frozenset[str]:
+    """The arguments that the pipeline's `__call__` takes."""
+    return frozenset(inspect.signature(type(pipe).__call__).parameters)

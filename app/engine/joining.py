@@ -1,0 +1,106 @@
+"""Several calls of one module become one call along the batch axis, and its output becomes theirs again. Tensors, no threads."""
+
+import inspect
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils.weak import WeakTensorKeyDictionary
+
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest value; half precision rounds differently in every batch size
+HALF_TOLERANCE = 5e-2
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """The arguments of one call. Calls with equal signatures can be joined; without a signature a call runs alone.
+
+    `leaves` are what is left when dictionaries, lists and tuples are opened; those in `batched` have `rows` as their first dimension.
+    """
+
+    leaves: list[Any]
+    tree: TreeSpec
+    rows: int
+    batched: frozenset[int]
+    signature: Hashable | None
+
+
+class Joiner:
+    """Describes, joins and splits the calls of `module`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._parameters = inspect.signature(type(module).forward)
+        self.module = module
+        self._fingerprints: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """The first argument is the sample (rows, ...). A timestep that is one number becomes one per row."""
+        named = dict(self._parameters.bind(self.module, *args, **kwargs).arguments)
+        named.pop("self", None)
+        named |= named.pop("kwargs", {})
+        sample = next(iter(named.values()))
+        rows = sample.shape[0] if isinstance(sample, Tensor) else 1
+        if isinstance(sample, Tensor) and "timestep" in named:
+            named["timestep"] = _per_row(named["timestep"], rows, sample.device)
+        leaves, tree = tree_flatten(named)
+        batched = frozenset(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == rows)
+        signature = None
+        if isinstance(sample, Tensor):
+            signature = (str(tree), *(self._kind(leaf, i in batched) for i, leaf in enumerate(leaves)))
+        return Arguments(leaves, tree, rows, batched, signature)
+
+    def _kind(self, leaf: object, batched: bool) -> Hashable:
+        """What two calls must have in common at this leaf."""
+        if not isinstance(leaf, Tensor):
+            return leaf if isinstance(leaf, Hashable) else id(leaf)
+        if batched:
+            return leaf.dtype, leaf.device, tuple(leaf.shape[1:])
+        if leaf not in self._fingerprints:  # once for each tensor object: reading a GPU's values makes it wait
+            self._fingerprints[leaf] = (leaf.dtype, tuple(leaf.shape), leaf.float().cpu().numpy().tobytes())
+        fingerprint: Hashable = self._fingerprints[leaf]
+        return fingerprint
+
+
+def join(calls: Sequence[Arguments]) -> dict[str, Any]:
+    """The keyword arguments of one call in place of many. Their signatures must be equal."""
+    first = calls[0]
+    leaves = [
+        torch.cat([call.leaves[i] for call in calls]) if i in first.batched else leaf  # (sum of rows, ...)
+        for i, leaf in enumerate(first.leaves)
+    ]
+    joined: dict[str, Any] = tree_unflatten(leaves, first.tree)
+    return joined
+
+
+def split(output: object, rows: Sequence[int]) -> list[Any]:
+    """Everybody's own part of the output of a joined call."""
+    leaves, tree = tree_flatten(output)
+    parts = [
+        leaf.split(list(rows)) if isinstance(leaf, Tensor) and leaf.shape[:1] == (sum(rows),) else [leaf] * len(rows) for leaf in leaves
+    ]
+    return [tree_unflatten([part[i] for part in parts], tree) for i in range(len(rows))]
+
+
+def run_joined(forward: Callable[..., Any], calls: Sequence[Arguments]) -> list[Any]:
+    return split(forward(**join(calls)), [call.rows for call in calls])
+
+
+def same_output(one: object, other: object) -> bool:
+    """Whether two outputs differ by no more than rounding."""
+    pairs = zip(tree_flatten(one)[0], tree_flatten(other)[0], strict=True)
+    return all(not isinstance(b, Tensor) or (a.shape == b.shape and _close(a, b)) for a, b in pairs)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    largest = other.abs().max().clamp(min=1e-6)
+    return bool((one - other).abs().max() <= TOLERANCE.get(other.dtype, HALF_TOLERANCE) * largest)
+
+
+def _per_row(timestep: object, rows: int, device: torch.device) -> object:
+    """One number becomes (rows,), in single precision, so that schedulers that count differently agree."""
+    if isinstance(timestep, int | float) or (isinstance(timestep, Tensor) and timestep.ndim == 0):
+        return torch.as_tensor(timestep, dtype=torch.float32, device=device).expand(rows)
+    return timestep

@@ -1,0 +1,40 @@
+"""Latents become a small RGB picture without the autoencoder: a linear map fitted on the checkpoint's own autoencoder."""
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+PATCHES = 8  # pictures that the map is fitted on
+PATCH_SIDE = 8  # latents a side
+
+
+class Preview:
+    """Callable on latents (1, C, h, w); gives a picture of w x h pixels. Raises `ValueError` for latents of another form."""
+
+    def __init__(self, pipe: DiffusionPipeline) -> None:
+        """Fits the map: smooth random colours are encoded, and a least-squares fit leads from their latents back to the colours."""
+        generator = torch.Generator().manual_seed(0)
+        colours = torch.rand(PATCHES, 3, PATCH_SIDE // 2, PATCH_SIDE // 2, generator=generator) * 2 - 1
+        colours = functional.interpolate(colours, scale_factor=2, mode="nearest")  # (P, 3, s, s), -1 to 1
+        pixels = functional.interpolate(colours, scale_factor=pipe.vae_scale_factor, mode="nearest")
+        with torch.inference_mode():
+            encoded = pipe.vae.encode(pixels.to(pipe.device, pipe.vae.dtype)).latent_dist.mean.float().cpu()
+        shift = getattr(pipe.vae.config, "shift_factor", None) or 0.0
+        latents = (encoded - shift) * pipe.vae.config.scaling_factor
+        self._weights = torch.linalg.lstsq(_with_one(latents), colours.permute(0, 2, 3, 1).reshape(-1, 3)).solution  # (C + 1, 3)
+
+    def __call__(self, latents: Tensor) -> Image.Image:
+        if latents.ndim != 4 or latents.shape[1] + 1 != len(self._weights):
+            raise ValueError(f"latents of shape {tuple(latents.shape)} cannot be shown")
+        height, width = latents.shape[2:]
+        colours = _with_one(latents[:1].float().cpu()) @ self._weights  # (h * w, 3)
+        pixels = ((colours.view(height, width, 3) + 1) * 127.5).clamp(0, 255).byte()
+        return Image.fromarray(pixels.numpy())
+
+
+def _with_one(latents: Tensor) -> Tensor:
+    """(P, C, h, w) as rows (P * h * w, C + 1) with a one at the end for the constant."""
+    rows = latents.permute(0, 2, 3, 1).flatten(0, 2)
+    return torch.cat([rows, torch.ones(len(rows), 1)], dim=1)

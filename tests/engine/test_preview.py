@@ -1,0 +1,42 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from app.engine.engine import ImageEngine
+from app.engine.preview import Preview
+from app.schemas import ImageRequest, Progress
+from tests.engine.families import small
+
+
+def thumbnail(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB").resize((16, 16), Image.Resampling.BOX), dtype=float).ravel()
+
+
+@pytest.mark.parametrize("prompt", ["a red heart on a yellow background", "a white moon on a purple background"])
+def test_previews_look_like_the_picture_in_the_second_half_of_the_steps(engine: ImageEngine, prompt: str) -> None:
+    shown: list[Progress] = []
+    final = engine.generate(ImageRequest(prompt=prompt, seed=1), shown.append, previews=True).image
+    second_half = [
+        Image.open(io.BytesIO(progress.preview)) for progress in shown if progress.preview and progress.step > progress.total / 2
+    ]
+    assert len(second_half) == 10
+    assert min(np.corrcoef(thumbnail(preview), thumbnail(final))[0, 1] for preview in second_half) > 0.8
+
+
+def test_without_asking_there_is_no_preview(engine: ImageEngine) -> None:
+    shown: list[Progress] = []
+    engine.generate(ImageRequest(prompt="a star", num_inference_steps=2), shown.append)
+    assert [progress.preview for progress in shown] == [None, None]
+
+
+def test_previews_do_not_change_the_picture(engine: ImageEngine) -> None:
+    asked = ImageRequest(prompt="a star", num_inference_steps=3, seed=1)
+    assert engine.generate(asked, previews=True).png == engine.generate(asked).png
+
+
+def test_latents_of_another_form_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 16, 16\)"):
+        Preview(small("sd1").pipe)(torch.zeros(1, 16, 16))

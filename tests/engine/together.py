@@ -1,0 +1,62 @@
+"""Ways to have requests meet, and to compare what comes out with what the plain pipeline makes alone."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.engine.batching import Batch
+from app.engine.checkpoint import Checkpoint
+from app.engine.engine import ImageEngine
+from app.engine.facts import call_parameters
+from app.schemas import GeneratedImage, ImageRequest, Progress
+
+DEADLINE_S = 30.0
+
+
+def pixels(image: Image.Image) -> NDArray[np.int_]:
+    return np.asarray(image.convert("RGB"), dtype=int)
+
+
+def alone(checkpoint: Checkpoint, asked: ImageRequest) -> NDArray[np.int_]:
+    """What a plain call of the pipeline makes, without the engine."""
+    pipe: DiffusionPipeline = checkpoint.pipe
+    own = pipe.scheduler
+    pipe.scheduler = (getattr(diffusers, asked.scheduler) if asked.scheduler else type(own)).from_config(own.config)
+    try:
+        fields = {name: value for name, value in asked.model_dump(exclude={"seed", "scheduler"}).items() if name in call_parameters(pipe)}
+        generator = torch.Generator().manual_seed(asked.seed or 0)
+        with torch.inference_mode():
+            return pixels(pipe(**fields, **checkpoint.arguments, generator=generator).images[0])
+    finally:
+        pipe.scheduler = own
+
+
+def all_in_the_loop(count: int) -> Callable[[Progress], None]:
+    """A progress callback that holds everybody after their first step until all `count` are there."""
+    barrier = threading.Barrier(count)
+
+    def meet(progress: Progress) -> None:
+        if progress.step == 1:
+            barrier.wait(DEADLINE_S)
+
+    return meet
+
+
+def together(engine: ImageEngine, asked: Sequence[ImageRequest]) -> list[GeneratedImage]:
+    """All requests at once; from their second step on all of them are in their loops."""
+    meet = all_in_the_loop(len(asked))
+    with ThreadPoolExecutor(len(asked)) as threads:
+        futures = [threads.submit(engine.generate, one, meet) for one in asked]
+        return [future.result(DEADLINE_S) for future in futures]
+
+
+def most_shared(batches: Sequence[Batch]) -> int:
+    """How many requests shared a call, at most."""
+    return max(batch.requests for batch in batches)
