@@ -60,6 +60,10 @@ class GenerationCancelled(Exception):
     """The caller asked to stop before the picture was ready."""
 
 
+class DeadlinePassed(GenerationCancelled):
+    """The picture was not ready in the time it was given."""
+
+
 class Capabilities(BaseModel):
     """What a source of images can do, and what it does if not told otherwise."""
 

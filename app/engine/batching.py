@@ -27,15 +27,18 @@ PATIENCE_IN_GAPS = 5.0  # how much longer than usual a request may take to its n
 GAP_SMOOTHING = 0.9
 
 
+StopReason = Callable[[], GenerationCancelled | None]
+
+
 class EngineStopped(RuntimeError):
     """The denoiser thread has ended; no further picture can be made by this engine."""
 
 
 @dataclass(eq=False)
 class Member:
-    """A request whose denoising loop is running. `cancelled` is asked before each call of its own is computed."""
+    """A request whose denoising loop is running. `stopped` is asked before each call of its own is computed: why it should not be."""
 
-    cancelled: Callable[[], bool]
+    stopped: StopReason
     before_first_call: Callable[[], None]
     signature: Hashable | None = None  # of its last call
     expected: bool = False  # whether others wait for its next call
@@ -100,8 +103,8 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
             return self.fn_ref.original_forward(*args, **kwargs)
         if member.answered is None:
             member.before_first_call()
-        if member.cancelled():
-            raise GenerationCancelled
+        if reason := member.stopped():
+            raise reason
         call = Call(member, args, kwargs, self._joiner.describe(args, kwargs))
         if call.arguments.signature is None and not self._said:
             self._said = True
@@ -154,7 +157,7 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
         """Waits until calls are ready, and takes those that the policy picks; empty at the end."""
         with self._changed:
             while self._end is None:
-                self._drop_cancelled()
+                self._drop_stopped()
                 ready = self._ready()
                 if ready:
                     batch = self._policy.pick(ready)
@@ -163,10 +166,11 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
                 self._changed.wait(self._patience_s if self._waiting else None)
             return []
 
-    def _drop_cancelled(self) -> None:
-        for call in [call for call in self._waiting if call.member.cancelled()]:
-            self._waiting.remove(call)
-            call.future.set_exception(GenerationCancelled())
+    def _drop_stopped(self) -> None:
+        for call in list(self._waiting):
+            if reason := call.member.stopped():
+                self._waiting.remove(call)
+                call.future.set_exception(reason)
 
     def _ready(self) -> dict[Hashable, list[Call]]:
         """Waiting calls by kind, of those kinds for which no further call is expected soon."""

@@ -15,13 +15,13 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from app import png
-from app.engine.batching import Batch, Denoiser, EngineStopped
+from app.engine.batching import Batch, Denoiser, EngineStopped, StopReason
 from app.engine.checkpoint import Checkpoint
 from app.engine.facts import call_parameters, capabilities_of, facts_of
 from app.engine.policy import FairShare
 from app.engine.preview import Preview
 from app.engine.run import ProgressCallback, Run
-from app.schemas import Capabilities, GeneratedImage, GenerationCancelled, ImageRequest, Progress
+from app.schemas import Capabilities, DeadlinePassed, GeneratedImage, GenerationCancelled, ImageRequest, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +64,15 @@ class ImageEngine:
         cancel: threading.Event | None = None,
         *,
         previews: bool = False,
+        timeout_s: float | None = None,
     ) -> GeneratedImage:
-        """See `ImageSource.generate`. Raises `EngineStopped` after `close`."""
+        """See `ImageSource.generate`. Raises `DeadlinePassed` after `timeout_s`, waiting included, and `EngineStopped` after `close`."""
         resolved = request.resolved(self.capabilities)
-        cancelled = cancel.is_set if cancel is not None else _never
+        stopped = _stop_reason(cancel, timeout_s)
         run = Run(
-            self._checkpoint, self._outside_loop, self._denoiser, on_progress or _ignore, cancelled, self._preview if previews else None
+            self._checkpoint, self._outside_loop, self._denoiser, on_progress or _ignore, stopped, self._preview if previews else None
         )
-        with self._places.take(cancelled):
+        with self._places.take(stopped):
             image = run.image(resolved)
             with self._outside_loop:
                 facts = facts_of(resolved, self.capabilities, self._pipe)
@@ -112,15 +113,15 @@ class Places:
         self._changed = threading.Condition()
 
     @contextmanager
-    def take(self, cancelled: Callable[[], bool]) -> Iterator[None]:
-        """Raises `GenerationCancelled` if that happens while waiting."""
+    def take(self, stopped: StopReason) -> Iterator[None]:
+        """Raises the reason if the request is stopped while it waits."""
         ticket = object()
         with self._changed:
             self._queue.append(ticket)
             try:
                 while self._queue[0] is not ticket or not self._free:
-                    if cancelled():
-                        raise GenerationCancelled
+                    if reason := stopped():
+                        raise reason
                     self._changed.wait(SECONDS_BETWEEN_LOOKS)
                 self._free -= 1
             finally:
@@ -167,5 +168,14 @@ def _ignore(progress: Progress) -> None:
     pass
 
 
-def _never() -> bool:
-    return False
+def _stop_reason(cancel: threading.Event | None, timeout_s: float | None) -> StopReason:
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+
+    def stopped() -> GenerationCancelled | None:
+        if cancel is not None and cancel.is_set():
+            return GenerationCancelled("cancelled")
+        if deadline is not None and time.monotonic() > deadline:
+            return DeadlinePassed(f"not ready after {timeout_s:g} s")
+        return None
+
+    return stopped

@@ -18,11 +18,11 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from PIL import Image
 from torch import Tensor
 
-from app.engine.batching import Denoiser, Member, current_member
+from app.engine.batching import Denoiser, Member, StopReason, current_member
 from app.engine.checkpoint import Checkpoint
 from app.engine.facts import call_parameters
 from app.engine.preview import Preview
-from app.schemas import GenerationCancelled, ImageRequest, Progress
+from app.schemas import ImageRequest, Progress
 
 ProgressCallback = Callable[[Progress], None]
 
@@ -36,7 +36,7 @@ class Run:
         outside_loop: threading.Lock,
         denoiser: Denoiser | None,
         on_progress: ProgressCallback,
-        cancelled: Callable[[], bool],
+        stopped: StopReason,
         preview: Preview | None = None,
     ) -> None:
         self._pipe = checkpoint.pipe
@@ -44,9 +44,9 @@ class Run:
         self._outside_loop = outside_loop
         self._denoiser = denoiser
         self._on_progress = on_progress
-        self._cancelled = cancelled
+        self._stopped = stopped
         self._preview = preview
-        self._member = Member(cancelled, self._loop_begins)
+        self._member = Member(stopped, self._loop_begins)
         self._parameters = call_parameters(checkpoint.pipe)
         self._tells_steps = "callback_on_step_end" in self._parameters
         self._phase, self._phase_began = "queue", time.monotonic()
@@ -59,13 +59,11 @@ class Run:
         self._begin("text")
         token = current_member.set(self._member)
         try:
-            if self._cancelled():
-                raise GenerationCancelled
+            self._stop_if_asked()
             view = self._view(request.scheduler)
             with torch.inference_mode():
                 image: Image.Image = view(**self._arguments(request)).images[0]
-            if self._cancelled():
-                raise GenerationCancelled
+            self._stop_if_asked()
             return image
         finally:
             current_member.reset(token)
@@ -116,13 +114,16 @@ class Run:
         last = step == pipe.num_timesteps - 1
         if last and self._denoiser is not None:
             self._denoiser.leave(self._member)
-        if self._cancelled():
-            raise GenerationCancelled
+        self._stop_if_asked()
         self._on_progress(Progress(step + 1, pipe.num_timesteps, self._picture_of(tensors["latents"])))
         if last:
             self._leave_loop()
             self._begin("decode")
         return tensors
+
+    def _stop_if_asked(self) -> None:
+        if reason := self._stopped():
+            raise reason
 
     def _leave_loop(self) -> None:
         if not self._outside:

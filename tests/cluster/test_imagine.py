@@ -58,6 +58,12 @@ def test_headers_and_text_chunks_tell_the_settings_used(client: ImagineClient) -
     assert Image.open(BytesIO(answer.content)).info["parameters"].startswith("a blue star\nNegative prompt: red\nSteps: 3,")
 
 
+def test_a_header_tells_where_the_time_went(client: ImagineClient) -> None:
+    phases = dict(phase.split(";dur=") for phase in imagine(client, **SHORT).headers["Server-Timing"].split(", "))
+    assert set(phases) == {"queue", "text", "denoise", "decode", "png"}
+    assert float(phases["denoise"]) > 0
+
+
 def test_both_forms_of_size_mean_the_same(client: ImagineClient) -> None:
     assert imagine(client, **SHORT, img_size="64").content == imagine(client, **SHORT, width="64", height="64").content
 

@@ -1,19 +1,24 @@
 """What Serve adds: replicas that come and go, callers that leave, queues that fill."""
 
+import re
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 
+import numpy as np
 import pytest
 import ray
 import requests
+from PIL import Image
 from ray import serve
 
 from app import entrypoint
 from app.client import ImagineClient, ServiceBusy
 from app.schemas import ImageRequest
 from app.settings import Settings
+from tests.engine.together import pixels
 
 LONG = {"prompt": "a star", "num_inference_steps": "150", "img_size": "256"}  # ten seconds or more on two cores
 
@@ -60,6 +65,34 @@ def test_a_model_that_cannot_be_loaded_says_so_in_one_sentence(cluster: str) -> 
         assert "model=tiny" in message
     finally:
         serve.delete("broken")
+
+
+def test_requests_at_once_run_at_once_and_get_the_pictures_they_would_have_had_alone(client: ImagineClient) -> None:
+    asked = [ImageRequest(prompt=f"a {colour} star", seed=seed) for seed, colour in enumerate(["red", "green", "blue", "pink"])]
+    alone = [client.generate(one).image for one in asked]
+    start = time.monotonic()
+    with ThreadPoolExecutor(len(asked)) as threads:
+        answers = list(
+            threads.map(lambda one: requests.get(f"{client.base_url}/imagine", one.model_dump(exclude_none=True), timeout=60), asked)
+        )
+    elapsed = time.monotonic() - start
+    in_their_loops = sum(
+        float(part) / 1000 for answer in answers for part in re.findall(r"denoise;dur=([\d.]+)", answer.headers["Server-Timing"])
+    )
+    assert in_their_loops > 1.5 * elapsed, "their loops did not overlap"
+    for answer, expected in zip(answers, alone, strict=True):
+        assert np.abs(pixels(Image.open(BytesIO(answer.content))) - pixels(expected)).max() <= 1
+
+
+def test_a_replica_that_makes_pictures_still_answers_other_calls(client: ImagineClient) -> None:
+    model = serve.get_deployment_handle("TextToImage", "imagine")
+    long = ImageRequest(prompt="a star", num_inference_steps=150, width=256, height=256).resolved(client.capabilities)
+    pictures = [model.generate.remote(long.model_copy(update={"seed": seed})) for seed in range(3)]
+    assert model.capabilities.remote().result(timeout_s=10) == client.capabilities
+    for picture in pictures:
+        with pytest.raises(TimeoutError):
+            picture.result(timeout_s=0)  # still being made
+        picture.cancel()
 
 
 def test_callers_that_leave_give_their_places_to_the_next(client: ImagineClient) -> None:

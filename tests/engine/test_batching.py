@@ -15,7 +15,7 @@ import torch
 from app.engine.batching import Batch, EngineStopped
 from app.engine.checkpoint import Checkpoint
 from app.engine.engine import ImageEngine
-from app.schemas import GeneratedImage, GenerationCancelled, ImageRequest, Progress
+from app.schemas import DeadlinePassed, GeneratedImage, GenerationCancelled, ImageRequest, Progress
 from tests.engine.families import small
 from tests.engine.together import DEADLINE_S, all_in_the_loop, alone, most_shared, pixels, together
 
@@ -149,6 +149,19 @@ class TestCancelling:
         assert sum(batch.rows for batch in batches) == (step + 5 + 5) * 2
         assert step == 1 or most_shared(batches) >= 2
 
+    def test_a_deadline_that_passes_in_the_loop(self, loaded: Checkpoint, start: Engines, batches: list[Batch]) -> None:
+        engine, told = start(loaded), list[Progress]()
+
+        def hold_until_it_has_passed(progress: Progress) -> None:
+            told.append(progress)
+            if progress.step == 2:
+                threading.Event().wait(2)
+
+        with pytest.raises(DeadlinePassed, match="not ready after 2 s"):
+            engine.generate(request(0), hold_until_it_has_passed, timeout_s=2)
+        assert told[-1].step == 2
+        assert sum(batch.rows for batch in batches) == 2 * 2
+
     def test_while_it_is_decoded(self, loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
         cancel, engine = threading.Event(), start(loaded)
         monkeypatch.setattr(loaded.pipe.vae, "decode", setting(cancel, loaded.pipe.vae.decode))
@@ -258,6 +271,33 @@ class TestFaults:
             assert inside.wait(DEADLINE_S)
             engine.close()
             assert [type(future.exception(DEADLINE_S)) for future in futures] == [EngineStopped] * 3
+
+    def test_a_picture_that_is_decoded_does_not_hold_up_the_steps_of_others(
+        self, loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine, stepped, decoding = start(loaded), threading.Event(), threading.Event()
+        meet, decode = all_in_the_loop(2), loaded.pipe.vae.decode
+
+        def slow_decode(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            decoding.set()
+            assert stepped.wait(DEADLINE_S), "no step was taken while this picture was decoded"
+            return decode(*args, **kwargs)
+
+        def step_while_the_other_is_decoded(progress: Progress) -> None:
+            meet(progress)
+            if progress.step == 2:
+                assert decoding.wait(DEADLINE_S)
+            if progress.step == 4:
+                stepped.set()
+
+        monkeypatch.setattr(loaded.pipe.vae, "decode", slow_decode)
+        with ThreadPoolExecutor(2) as threads:
+            short = threads.submit(engine.generate, request(0, num_inference_steps=2), meet)
+            long = threads.submit(engine.generate, request(1), step_while_the_other_is_decoded)
+            made = [future.result(DEADLINE_S) for future in (short, long)]
+        monkeypatch.undo()
+        for one in made:
+            assert_right(loaded, one)
 
 
 class TestMemory:
