@@ -25,8 +25,10 @@ logger = logging.getLogger(__name__)
 SHORTEST_PATIENCE_S, LONGEST_PATIENCE_S = 0.005, 0.25
 PATIENCE_IN_GAPS = 5.0  # how much longer than usual a request may take to its next call before the others go on without it
 GAP_SMOOTHING = 0.9
+STUCK_AFTER_S = 300.0
 
 
+ALONE = "alone"  # the kind of all calls that cannot be joined
 StopReason = Callable[[], GenerationCancelled | None]
 
 
@@ -56,8 +58,7 @@ class Call:
 
     @property
     def kind(self) -> Hashable:
-        """Calls without a signature are each a kind of their own."""
-        return id(self) if self.arguments.signature is None else self.arguments.signature
+        return self.arguments.signature or ALONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
     def __init__(self, module: nn.Module, policy: FairShare, on_batch: Callable[[Batch], None]) -> None:
         super().__init__()
         self._policy = policy
+        policy.lower_limit(ALONE, 1)
         self._on_batch = on_batch
         self._joiner = Joiner(module)
         self._checked: set[Hashable] = set()  # signatures whose joined output was compared
@@ -87,14 +89,19 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
         self._said = False  # that calls cannot be joined
         self._gap_s = 0.0
         self._free_since = 0.0  # when the last batch was answered
+        self._busy_since: float | None = None
         self._end: BaseException | None = None
         HookRegistry.check_if_exists_or_initialize(module).register_hook(self, "batching")
         self._thread = threading.Thread(target=self._serve, name="denoiser", daemon=True)
         self._thread.start()
 
-    @property
-    def alive(self) -> bool:
-        return self._end is None
+    def check_health(self) -> None:
+        """Raises `EngineStopped` if the thread has ended, or has been at one call for far too long."""
+        if self._end is not None:
+            raise EngineStopped("the denoiser thread has ended")
+        busy_since = self._busy_since
+        if busy_since is not None and time.monotonic() - busy_since > STUCK_AFTER_S:
+            raise EngineStopped(f"a call of the denoiser has taken more than {STUCK_AFTER_S:g} s")
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """What `module(...)` does from now on."""
@@ -132,7 +139,7 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
         member = call.member
         if member.answered is not None and member.expected:
             self._gap_s = GAP_SMOOTHING * self._gap_s + (1 - GAP_SMOOTHING) * (call.since - member.answered)
-        member.signature, member.expected = call.arguments.signature, True
+        member.signature, member.expected = call.arguments.signature, call.kind != ALONE
         self._members.add(member)
         self._waiting.append(call)
         self._changed.notify()
@@ -142,8 +149,9 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
         try:
             with torch.inference_mode():
                 while batch := self._next_batch():
+                    self._busy_since = time.monotonic()
                     self._compute(batch)
-                    self._free_since = time.monotonic()
+                    self._busy_since, self._free_since = None, time.monotonic()
         except BaseException as error:
             logger.exception("the denoiser thread has died")
             self._end = error

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from app import png
-from app.engine.batching import Batch, Denoiser, EngineStopped, StopReason
+from app.engine.batching import Batch, Denoiser, StopReason
 from app.engine.checkpoint import Checkpoint
 from app.engine.facts import call_parameters, capabilities_of, facts_of
 from app.engine.policy import FairShare
@@ -86,8 +86,8 @@ class ImageEngine:
 
     def check_health(self) -> None:
         """Raises `EngineStopped` if no picture can be made any more."""
-        if self._denoiser is not None and not self._denoiser.alive:
-            raise EngineStopped("the denoiser thread has ended")
+        if self._denoiser is not None:
+            self._denoiser.check_health()
 
     def close(self) -> None:
         """Requests that run or wait fail with `EngineStopped`, and no thread is left."""

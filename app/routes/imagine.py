@@ -49,7 +49,8 @@ def router(backend: Backend) -> APIRouter:
         },
     )
     async def imagine(query: Annotated[ImagineQuery, Query()]) -> Response:
-        """Make a picture. The same query with the same seed gives the same bytes."""
+        """Make a picture. The same query with the same seed gives the same bytes from a service that is otherwise idle; next to other
+        requests, whose steps are computed together with its own, a pixel may differ by 1/255 in single precision."""
         generated = await backend.generate(query.to_request())
         return Response(generated.png, media_type="image/png", headers=facts_headers(generated))
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.engine import batching
 from app.engine.batching import Batch, EngineStopped
 from app.engine.checkpoint import Checkpoint
 from app.engine.engine import ImageEngine
@@ -260,6 +261,27 @@ class TestFaults:
             engine.check_health()
         with pytest.raises(EngineStopped):
             engine.generate(request(9))
+
+    def test_a_call_that_never_ends_fails_the_health_check(
+        self, loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stuck, go_on = threading.Event(), threading.Event()
+
+        def hang(sample: torch.Tensor) -> None:
+            stuck.set()
+            assert go_on.wait(DEADLINE_S)
+
+        break_calls(monkeypatch, loaded, hang)
+        engine = start(loaded)
+        with ThreadPoolExecutor(1) as threads:
+            made = threads.submit(engine.generate, request(0))
+            assert stuck.wait(DEADLINE_S)
+            engine.check_health()
+            monkeypatch.setattr(batching, "STUCK_AFTER_S", 0.0)
+            with pytest.raises(EngineStopped, match="taken more than"):
+                engine.check_health()
+            go_on.set()
+            made.result(DEADLINE_S)
 
     def test_closing_ends_requests_that_run(self, loaded: Checkpoint, start: Engines) -> None:
         engine, inside = start(loaded), threading.Event()
