@@ -1,13 +1,17 @@
 """`ImagineClient`: the one way to call a served app."""
 
+import base64
+import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import requests
 from pydantic import ValidationError
+from sseclient import SSEClient
 
 from app import png
 from app.schemas import Capabilities, ErrorAnswer, GeneratedImage, GenerationCancelled, ImageRequest, Progress, RefusedRequest
@@ -15,6 +19,7 @@ from app.schemas import Capabilities, ErrorAnswer, GeneratedImage, GenerationCan
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 600.0
 POLL_INTERVAL_S = 0.2
+BUSY = ("not_ready", "overloaded", "replica_lost")
 
 
 class ImagineError(Exception):
@@ -65,18 +70,52 @@ class ImagineClient:
         *,
         previews: bool = False,
     ) -> GeneratedImage:
-        """See `ImageSource.generate`; also raises `ImagineError`. Progress is told once, when the picture is there, without previews."""
-        if cancel is not None and cancel.is_set():
-            raise GenerationCancelled
-        answer = self._get("/imagine", request.model_dump(exclude_none=True))
+        """See `ImageSource.generate`; also raises `ImagineError`."""
+        if on_progress is None and cancel is None:
+            answer = self._get("/imagine", request.model_dump(exclude_none=True))
+            return self._generated(answer.content)
+        with self.stream(request, previews=previews) as told:
+            for progress in told:
+                if cancel is not None and cancel.is_set():
+                    raise GenerationCancelled
+                if isinstance(progress, GeneratedImage):
+                    return progress
+                if progress is not None and on_progress is not None:
+                    on_progress(progress)
+        raise ServiceUnreachable(f"{self.base_url} closed the connection before the picture was ready")
+
+    @contextmanager
+    def stream(self, request: ImageRequest, *, previews: bool = False) -> Iterator[Iterator[Progress | GeneratedImage | None]]:
+        """Steps as they are done, and last the image; None about once a second, so that the caller can look around.
+
+        Leaving the `with` block closes the connection, which stops the work.
+        """
+        query = request.model_dump(exclude_none=True) | {"previews": previews}
+        with self._get("/imagine/stream", query, stream=True) as answer:
+            yield self._told(answer)
+
+    def _told(self, answer: requests.Response) -> Iterator[Progress | GeneratedImage | None]:
         try:
-            _, facts = png.decode(answer.content)
+            for event in SSEClient(answer.iter_content(chunk_size=None)).events():
+                data = json.loads(event.data)
+                if event.event == "error":
+                    raise _error(answer, ErrorAnswer.model_validate(data))
+                if event.event == "step":
+                    preview = data["preview"] and base64.b64decode(data["preview"])
+                    yield Progress(data["step"], data["total"], preview)
+                elif event.event == "done":
+                    yield self._generated(base64.b64decode(data["png"]), data["timings"])
+                else:
+                    yield None
+        except requests.RequestException as error:
+            raise ServiceUnreachable(f"the connection to {self.base_url} was lost half-way") from error
+
+    def _generated(self, data: bytes, timings: dict[str, float] | None = None) -> GeneratedImage:
+        try:
+            _, facts = png.decode(data)
         except png.NotOurPNG as error:
             raise ServiceFailed(f"{self.base_url} answered with something else than a picture made here: {error}") from error
-        if on_progress is not None:
-            total = facts.request.num_inference_steps or 1
-            on_progress(Progress(total, total))
-        return GeneratedImage(answer.content, facts)
+        return GeneratedImage(data, facts, timings or {})
 
     def wait_until_ready(self, timeout_s: float = 300.0, alive: Callable[[], bool] = lambda: True) -> None:
         """Block until the service has made its first picture. Raises `ImagineError` after `timeout_s`, or once `alive` says no."""
@@ -92,27 +131,31 @@ class ImagineClient:
                     raise
             time.sleep(POLL_INTERVAL_S)
 
-    def _get(self, path: str, query: dict[str, Any] | None = None) -> requests.Response:
+    def _get(self, path: str, query: dict[str, Any] | None = None, *, stream: bool = False) -> requests.Response:
+        timeouts = (CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S)
         try:
-            answer = requests.get(self.base_url + path, query, headers=self._headers, timeout=(CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S))
+            answer = requests.get(self.base_url + path, query, headers=self._headers, timeout=timeouts, stream=stream)
         except requests.Timeout as error:
             raise ServiceUnreachable(f"{self.base_url} did not answer in time") from error
         except requests.RequestException as error:
             raise ServiceUnreachable(f"nothing answers at {self.base_url}; start it with `serve run app:entrypoint`") from error
         if not answer.ok:
-            raise _error(answer)
+            raise _error(answer, _told_error(answer))
         return answer
 
 
-def _error(answer: requests.Response) -> Exception:
+def _told_error(answer: requests.Response) -> ErrorAnswer:
     try:
-        told = ErrorAnswer.model_validate_json(answer.content)
+        return ErrorAnswer.model_validate_json(answer.content)
     except ValidationError:
-        told = ErrorAnswer(error="unknown", message=f"{answer.url} answered {answer.status_code}: {answer.text[:200]}")
-    if answer.status_code == 422:
+        return ErrorAnswer(error="unknown", message=f"{answer.url} answered {answer.status_code}: {answer.text[:200]}")
+
+
+def _error(answer: requests.Response, told: ErrorAnswer) -> Exception:
+    if told.error == "invalid_request":
         return RefusedRequest(*told.details)
     if answer.status_code in (401, 403):
         return AccessDenied(f"{told.message}; pass the service's token as ImagineClient(..., token=...)")
-    if answer.status_code == 503:
+    if answer.status_code == 503 or told.error in BUSY:
         return ServiceBusy(told.message, float(answer.headers.get("Retry-After", 1)))
     return ServiceFailed(told.message)

@@ -1,14 +1,16 @@
 """`TextToImage`: the Ray Serve deployment that holds the model. A thin shim over the engine."""
 
 import asyncio
+import functools
 import threading
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import ray
 from ray import serve
 from ray.serve import Application
 
-from app.schemas import Capabilities, GeneratedImage, ImageRequest
+from app.schemas import Capabilities, GeneratedImage, ImageRequest, Progress
 from app.settings import Settings
 
 
@@ -40,13 +42,40 @@ class TextToImage:
     async def generate(self, request: ImageRequest) -> GeneratedImage:
         """Make one image in a thread. A cancelled call keeps its place until that thread is out, within one step."""
         cancel = threading.Event()
-        work = asyncio.get_running_loop().run_in_executor(self._threads, self._engine.generate, request, None, cancel)
+        work = self._start(request, None, cancel)
         try:
             return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            cancel.set()
-            await asyncio.wait([work])
-            raise
+        finally:
+            await _end(work, cancel)
+
+    async def stream(self, request: ImageRequest, previews: bool) -> AsyncIterator[Progress | GeneratedImage]:
+        """Every step as it is done, and last the image. Closing the stream stops the work like cancelling does."""
+        told: asyncio.Queue[Progress | None] = asyncio.Queue()
+        loop, cancel = asyncio.get_running_loop(), threading.Event()
+
+        def tell(progress: Progress) -> None:
+            loop.call_soon_threadsafe(told.put_nowait, progress)
+
+        work = self._start(request, tell, cancel, previews=previews)
+        work.add_done_callback(lambda work: told.put_nowait(None))
+        try:
+            while (progress := await told.get()) is not None:
+                yield progress
+            yield await work
+        finally:
+            await _end(work, cancel)
+
+    def _start(
+        self, request: ImageRequest, on_progress: Callable[[Progress], None] | None, cancel: threading.Event, *, previews: bool = False
+    ) -> asyncio.Future[GeneratedImage]:
+        generate = functools.partial(self._engine.generate, request, on_progress, cancel, previews=previews)
+        return asyncio.get_running_loop().run_in_executor(self._threads, generate)
+
+
+async def _end(work: asyncio.Future[GeneratedImage], cancel: threading.Event) -> None:
+    """Returns once the thread is out, so that Serve does not give its place to somebody else before."""
+    cancel.set()
+    await asyncio.wait([work])
 
 
 def text_to_image(settings: Settings) -> Application:

@@ -2,11 +2,13 @@
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 
 import pytest
 import uvicorn
+from PIL import Image
 from ray.exceptions import ActorDiedError
 
 from app.client import AccessDenied, ImagineClient, ServiceBusy, ServiceFailed, ServiceUnreachable
@@ -35,6 +37,15 @@ class EngineBackend:
             raise self.trouble
         return self.engine.generate(request)
 
+    async def stream(self, request: ImageRequest, previews: bool) -> AsyncIterator[Progress | GeneratedImage]:
+        told: list[Progress] = []
+        generated = self.engine.generate(request, told.append, previews=previews)
+        for progress in told:
+            yield progress
+        if self.trouble is not None:
+            raise self.trouble
+        yield generated
+
 
 @contextmanager
 def serving(backend: EngineBackend) -> Iterator[str]:
@@ -54,7 +65,14 @@ def test_a_picture_comes_with_the_facts_it_was_made_by(engine: ImageEngine) -> N
     with serving(EngineBackend(engine)) as url:
         generated = ImagineClient(url).generate(STAR, steps.append)
     assert generated == engine.generate(STAR)
-    assert steps[-1] == Progress(2, 2)
+    assert steps == [Progress(1, 2), Progress(2, 2)]
+
+
+def test_previews_come_with_the_steps_if_asked_for(engine: ImageEngine) -> None:
+    steps: list[Progress] = []
+    with serving(EngineBackend(engine)) as url:
+        ImagineClient(url).generate(STAR, steps.append, previews=True)
+    assert [Image.open(BytesIO(step.preview)).size for step in steps if step.preview] == [(16, 16), (16, 16)]
 
 
 def test_a_refused_value_is_told_as_the_service_told_it(engine: ImageEngine) -> None:
@@ -74,6 +92,21 @@ def test_a_refused_value_is_told_as_the_service_told_it(engine: ImageEngine) -> 
 def test_trouble_in_the_service_says_what_to_do(engine: ImageEngine, trouble: Exception, expected: type[Exception], said: str) -> None:
     with serving(EngineBackend(engine, trouble)) as url, pytest.raises(expected, match=said):
         ImagineClient(url).generate(STAR)
+
+
+@pytest.mark.parametrize(("trouble", "expected"), [(ActorDiedError(), ServiceBusy), (ZeroDivisionError(), ServiceFailed)])
+def test_trouble_in_the_middle_of_a_stream_is_told_like_any_other(
+    engine: ImageEngine, trouble: Exception, expected: type[Exception]
+) -> None:
+    steps: list[Progress] = []
+    with serving(EngineBackend(engine, trouble)) as url, pytest.raises(expected):
+        ImagineClient(url).generate(STAR, steps.append)
+    assert steps == [Progress(1, 2), Progress(2, 2)]
+
+
+def test_a_value_refused_before_a_stream_begins_is_told_as_ever(engine: ImageEngine) -> None:
+    with serving(EngineBackend(engine)) as url, pytest.raises(RefusedRequest, match="at most 65536 pixels"):
+        ImagineClient(url).generate(ImageRequest(prompt="a star", width=1536, height=1536), lambda progress: None)
 
 
 def test_an_address_where_nothing_listens_names_the_command_that_starts_the_service(free_port: int) -> None:
@@ -116,11 +149,19 @@ def test_an_answer_that_is_no_picture_of_ours_is_a_failure_of_the_service() -> N
         ImagineClient(url).generate(STAR)
 
 
-def test_a_request_cancelled_before_it_is_sent_is_not_sent() -> None:
+def test_a_connection_lost_in_the_middle_of_a_stream_is_said() -> None:
+    step = b'event: step\r\ndata: {"step": 1, "total": 2, "preview": null}\r\n\r\n'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % len(step)
+    steps: list[Progress] = []
+    with answering(head + step + b"\r\n") as url, pytest.raises(ServiceUnreachable, match="lost half-way"):
+        ImagineClient(url).generate(STAR, steps.append)
+    assert steps == [Progress(1, 2)]
+
+
+def test_a_cancelled_request_ends_at_the_next_sign_of_life(engine: ImageEngine) -> None:
     cancel = threading.Event()
-    cancel.set()
-    with pytest.raises(GenerationCancelled):
-        ImagineClient("http://127.0.0.1:9").generate(STAR, cancel=cancel)
+    with serving(EngineBackend(engine)) as url, pytest.raises(GenerationCancelled):
+        ImagineClient(url).generate(STAR, lambda progress: cancel.set(), cancel)
 
 
 def dead_after(calls: int) -> Callable[[], bool]:

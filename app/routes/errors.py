@@ -1,7 +1,7 @@
 """Every error leaves as one JSON shape, `ErrorAnswer`. One table says which exception gives which answer."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fastapi import Request, Response
@@ -18,63 +18,64 @@ logger = logging.getLogger("ray.serve")
 RETRY_SOON = {"Retry-After": "2"}  # seconds
 REPHRASED = {"extra_forbidden": "is no parameter of this request", "missing": "must be given"}  # pydantic's error type -> rule
 
+LOADING = ErrorAnswer(error="not_ready", message="the model is still loading; /readyz answers 200 once it is ready")
+OVERLOADED = ErrorAnswer(error="overloaded", message="too many requests are waiting already; try again soon")
+LOST = ErrorAnswer(error="replica_lost", message="the replica making this picture went away; the same request can be sent again")
+FAILED = ErrorAnswer(error="failed", message="the picture could not be made; the service's log says why")
+
 
 class NotReady(Exception):
     """The model is still loading."""
 
 
-async def invalid_fields(raw: Request, error: RequestValidationError) -> Response:
-    return _unprocessable([_detail(item) for item in error.errors()])
+def invalid_fields(error: RequestValidationError) -> ErrorAnswer:
+    return _refusal([_detail(item) for item in error.errors()])
 
 
-async def refused_request(raw: Request, error: RefusedRequest) -> Response:
-    return _unprocessable(list(error.details))
+def refused_request(error: RefusedRequest) -> ErrorAnswer:
+    return _refusal(list(error.details))
+
+
+# exception -> status, and what is said
+TABLE: dict[type[Exception], tuple[int, Callable[[Any], ErrorAnswer]]] = {
+    RequestValidationError: (422, invalid_fields),
+    RefusedRequest: (422, refused_request),
+    NotReady: (503, lambda error: LOADING),
+    BackPressureError: (503, lambda error: OVERLOADED),
+    RayActorError: (503, lambda error: LOST),
+    DeploymentUnavailableError: (503, lambda error: LOST),
+    Exception: (500, lambda error: FAILED),
+}
+
+
+def answer_for(error: Exception) -> tuple[int, ErrorAnswer]:
+    """The status and the body that an exception becomes, on its own or as the end of a stream."""
+    status, say = next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
+    if status == 500:
+        logger.error("unexpected error", exc_info=error)
+    return status, say(error)
+
+
+async def handle(raw: Request, error: Exception) -> Response:
+    status, answer = answer_for(error)
+    return JSONResponse(answer.model_dump(), status, headers=RETRY_SOON if status == 503 else None)
 
 
 async def wrong_address(raw: Request, error: HTTPException) -> Response:
     field, value = ("method", raw.method) if error.status_code == 405 else ("path", raw.url.path)
     detail = ErrorDetail.of(field, f"{error.detail}; /docs lists what there is", value)
-    return _answer(error.status_code, "wrong_address", str(detail), [detail], error.headers)
-
-
-async def not_ready(raw: Request, error: NotReady) -> Response:
-    return _answer(503, "not_ready", "the model is still loading; /readyz answers 200 once it is ready", headers=RETRY_SOON)
-
-
-async def overloaded(raw: Request, error: BackPressureError) -> Response:
-    return _answer(503, "overloaded", "too many requests are waiting already; try again soon", headers=RETRY_SOON)
-
-
-async def replica_lost(raw: Request, error: Exception) -> Response:
-    return _answer(503, "replica_lost", "the replica making this picture went away; the same request can be sent again", headers=RETRY_SOON)
-
-
-async def failed(raw: Request, error: Exception) -> Response:
-    logger.exception("unexpected error", exc_info=error)
-    return _answer(500, "failed", "the picture could not be made; the service's log says why")
+    answer = ErrorAnswer(error="wrong_address", message=str(detail), details=[detail])
+    return JSONResponse(answer.model_dump(), error.status_code, headers=error.headers)
 
 
 HANDLERS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
-    RequestValidationError: invalid_fields,
-    RefusedRequest: refused_request,
+    **dict.fromkeys(TABLE, handle),
     HTTPException: wrong_address,
-    NotReady: not_ready,
-    BackPressureError: overloaded,
-    RayActorError: replica_lost,
-    DeploymentUnavailableError: replica_lost,
-    Exception: failed,
 }
 
 
-def _unprocessable(details: list[ErrorDetail]) -> Response:
-    return _answer(422, "invalid_request", "; ".join(map(str, details)), details)
-
-
-def _answer(
-    status: int, error: str, message: str, details: Iterable[ErrorDetail] = (), headers: Mapping[str, str] | None = None
-) -> Response:
-    body = ErrorAnswer(error=error, message=message, details=list(details))
-    return JSONResponse(body.model_dump(), status_code=status, headers=headers)
+def _refusal(details: list[ErrorDetail]) -> ErrorAnswer:
+    return ErrorAnswer(error="invalid_request", message="; ".join(map(str, details)), details=details)
 
 
 def _detail(error: Mapping[str, Any]) -> ErrorDetail:

@@ -1,13 +1,18 @@
 """`GET /imagine`: a prompt in the query, a PNG back."""
 
 from collections import Counter
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import Field
 
 from app.routes.backend import Backend
 from app.schemas import ErrorAnswer, ErrorDetail, Facts, GeneratedImage, ImageRequest, RefusedRequest, Side
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    422: {"model": ErrorAnswer, "description": "A field breaks a rule"},
+    503: {"model": ErrorAnswer, "description": "Loading, or too busy; `Retry-After` says when to come back"},
+}
 
 
 class ImagineQuery(ImageRequest):
@@ -44,8 +49,7 @@ def router(backend: Backend) -> APIRouter:
         response_class=Response,
         responses={
             200: {"content": {"image/png": {}}, "description": "The picture; how it was made is in its headers and text chunks"},
-            422: {"model": ErrorAnswer, "description": "A field breaks a rule"},
-            503: {"model": ErrorAnswer, "description": "Loading, or too busy; `Retry-After` says when to come back"},
+            **ERRORS,
         },
     )
     async def imagine(query: Annotated[ImagineQuery, Query()]) -> Response:

@@ -1,6 +1,7 @@
 """`APIIngress`: the deployment on CPU that speaks HTTP, and puts the routes together."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
@@ -10,9 +11,9 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.middleware.base import RequestResponseEndpoint
 
-from app.routes import errors, health, imagine
+from app.routes import errors, health, imagine, stream
 from app.routes.backend import Backend
-from app.schemas import Capabilities, GeneratedImage, ImageRequest
+from app.schemas import Capabilities, GeneratedImage, ImageRequest, Progress
 
 MAX_ONGOING_REQUESTS = 1000  # waiting is done here, where it can be counted and refused; Serve's default would hold requests at 5
 SECONDS_BETWEEN_TRIES = 1.0
@@ -49,6 +50,10 @@ class APIIngress:
         generated: GeneratedImage = await self._model.generate.remote(resolved)
         return generated
 
+    async def stream(self, request: ImageRequest, previews: bool) -> AsyncIterator[Progress | GeneratedImage]:
+        async for told in self._model.options(stream=True).stream.remote(request, previews):
+            yield told
+
     async def _learn_capabilities(self) -> None:
         """A replica answers only once its model has made a picture."""
         while self._capabilities is None:
@@ -68,6 +73,7 @@ def build_api(backend: Backend, version: str) -> FastAPI:
     """The HTTP interface over any backend. Its documentation page needs no network."""
     api = FastAPIOffline(title="Imagine", version=version, description="A prompt becomes a picture.", exception_handlers=errors.HANDLERS)
     api.include_router(imagine.router(backend))
+    api.include_router(stream.router(backend))
     api.include_router(health.router(backend))
 
     @api.middleware("http")

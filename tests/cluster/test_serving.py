@@ -16,7 +16,7 @@ from ray import serve
 
 from app import entrypoint
 from app.client import ImagineClient, ServiceBusy
-from app.schemas import ImageRequest
+from app.schemas import GenerationCancelled, ImageRequest, Progress
 from app.settings import Settings
 from tests.engine.together import pixels
 
@@ -106,8 +106,23 @@ def test_callers_that_leave_give_their_places_to_the_next(client: ImagineClient)
     assert requests.get(f"{client.base_url}/imagine", {"prompt": "a star", "num_inference_steps": "1"}, timeout=20).ok
 
 
+def test_progress_and_cancel_reach_across_processes(client: ImagineClient) -> None:
+    told, cancel = list[Progress](), threading.Event()
+
+    def cancel_at_the_third(progress: Progress) -> None:
+        told.append(progress)
+        if progress.step == 3:
+            cancel.set()
+
+    with pytest.raises(GenerationCancelled):
+        client.generate(ImageRequest(prompt="a star", num_inference_steps=150), cancel_at_the_third, cancel, previews=True)
+    assert [(progress.step, progress.total) for progress in told[:3]] == [(1, 150), (2, 150), (3, 150)]
+    assert Image.open(BytesIO(told[0].preview or b"")).size == (16, 16)
+    assert len(told) < 150
+
+
 def test_a_full_queue_answers_503_at_once_and_everyone_admitted_gets_a_picture(cluster: str, client: ImagineClient) -> None:
-    serve_tiny("narrow", max_queued_requests=2)
+    serve_tiny("narrow", max_queued_requests=2, max_batch_size=1)
     try:
         narrow = ImagineClient(f"{cluster}/narrow")
         narrow.wait_until_ready(timeout_s=120)

@@ -1,11 +1,8 @@
-"""Cancelling, errors, memory and ends: every request ends with its right picture or one clear error, and never hangs."""
+"""Cancelling, errors and ends: every request ends with its right picture or one clear error, and never hangs."""
 
-import functools
-import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -15,48 +12,18 @@ import torch
 from app.engine import batching
 from app.engine.batching import Batch, EngineStopped
 from app.engine.checkpoint import Checkpoint
-from app.engine.engine import ImageEngine
-from app.schemas import DeadlinePassed, GeneratedImage, GenerationCancelled, ImageRequest, Progress
-from tests.engine.families import small
-from tests.engine.together import DEADLINE_S, all_in_the_loop, alone, most_shared, pixels, together
-
-Engines = Callable[..., ImageEngine]
-
-
-@pytest.fixture
-def batches() -> list[Batch]:
-    return []
-
-
-@pytest.fixture
-def loaded() -> Checkpoint:
-    return small("sd1")
-
-
-@pytest.fixture
-def start(batches: list[Batch]) -> Iterator[Engines]:
-    """Makes engines; at the end they are closed, and no thread of theirs is left."""
-    before = set(threading.enumerate())
-    engines: list[ImageEngine] = []
-
-    def make(loaded: Checkpoint, max_batch_size: int = 8) -> ImageEngine:
-        engines.append(ImageEngine(loaded, max_batch_size=max_batch_size, on_batch=batches.append))
-        return engines[-1]
-
-    yield make
-    for engine in engines:
-        engine.close()
-    left = {thread for thread in set(threading.enumerate()) - before if not thread.name.startswith(("tqdm", "Thread-"))}
-    assert left == set()
-
-
-def request(number: int, **fields: Any) -> ImageRequest:  # noqa: ANN401
-    own = {"prompt": f"picture {number}", "seed": number, "num_inference_steps": 5, "guidance_scale": 3.0, "width": 64, "height": 64}
-    return ImageRequest.model_validate(own | fields)
-
-
-def assert_right(loaded: Checkpoint, made: GeneratedImage) -> None:
-    assert np.abs(pixels(made.image) - alone(loaded, made.facts.request)).max() <= 1
+from app.schemas import DeadlinePassed, GeneratedImage, GenerationCancelled, Progress
+from tests.engine.together import (
+    DEADLINE_S,
+    Engines,
+    all_in_the_loop,
+    alone,
+    assert_right,
+    break_calls,
+    most_shared,
+    pixels,
+    request,
+)
 
 
 def setting(event: threading.Event, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,18 +34,6 @@ def setting(event: threading.Event, function: Callable[..., Any]) -> Callable[..
         return function(*args, **kwargs)
 
     return wrapped
-
-
-def break_calls(monkeypatch: pytest.MonkeyPatch, loaded: Checkpoint, breaks: Callable[[torch.Tensor], None]) -> None:
-    """`breaks` sees the sample of every call of the denoiser before it is computed, and may raise."""
-    original = type(loaded.pipe.unet).forward
-
-    @functools.wraps(original)
-    def forward(self: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        breaks(sample)
-        return original(self, sample, *args, **kwargs)
-
-    monkeypatch.setattr(loaded.pipe.unet, "forward", MethodType(forward, loaded.pipe.unet))
 
 
 def test_one_step_is_a_loop_too(loaded: Checkpoint, start: Engines) -> None:
@@ -320,93 +275,3 @@ class TestFaults:
         monkeypatch.undo()
         for one in made:
             assert_right(loaded, one)
-
-
-class TestMemory:
-    def test_a_batch_that_does_not_fit_is_split_and_stays_small(
-        self, loaded: Checkpoint, start: Engines, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        expected = [alone(loaded, request(number)) for number in range(6)]
-
-        def at_most_six_rows(sample: torch.Tensor) -> None:
-            if len(sample) > 6:
-                raise torch.OutOfMemoryError
-
-        break_calls(monkeypatch, loaded, at_most_six_rows)
-        made = together(start(loaded), [request(number) for number in range(6)])
-        assert max(np.abs(pixels(one.image) - other).max() for one, other in zip(made, expected, strict=True)) <= 1
-        assert 2 <= most_shared(batches) <= 3
-
-    def test_a_request_that_does_not_fit_alone_fails_alone(
-        self, loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def no_large_ones(sample: torch.Tensor) -> None:
-            if sample.shape[-1] > 8:
-                raise torch.OutOfMemoryError
-
-        break_calls(monkeypatch, loaded, no_large_ones)
-        engine = start(loaded)
-        with ThreadPoolExecutor(2) as threads:
-            large = threads.submit(engine.generate, request(0, width=96, height=96))
-            threads.submit(engine.generate, request(1)).result(DEADLINE_S)
-            assert isinstance(large.exception(DEADLINE_S), torch.OutOfMemoryError)
-
-    def test_decoding_that_does_not_fit_is_done_in_tiles(self, loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
-        vae, tiled = loaded.pipe.vae, list[bool]()
-        decode = vae.decode
-
-        def only_tiles(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            tiled.append(vae.use_tiling)
-            if not vae.use_tiling:
-                raise torch.OutOfMemoryError
-            return decode(*args, **kwargs)
-
-        monkeypatch.setattr(vae, "decode", only_tiles)
-        assert start(loaded).generate(request(0)).image.size == (64, 64)
-        assert tiled == [False, True]
-        assert not vae.use_tiling
-
-
-class TestAlone:
-    """What cannot be joined runs alone, correctly, and that is said once."""
-
-    def test_a_module_that_mixes_rows_is_found_out_the_first_time(
-        self, start: Engines, batches: list[Batch], caplog: pytest.LogCaptureFixture
-    ) -> None:
-        loaded = small("sd1")
-        honest = type(loaded.pipe.unet).forward
-
-        class Liar(type(loaded.pipe.unet)):  # type: ignore[misc]
-            @functools.wraps(honest)  # the engine looks at its signature
-            def forward(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-                (output,) = honest(self, sample, *args, **kwargs)
-                return (output + output.mean(dim=0) * (len(sample) > 2),)
-
-        loaded.pipe.unet.__class__ = Liar
-        for one in together(start(loaded), [request(number) for number in range(4)]):
-            assert_right(loaded, one)
-        assert most_shared(batches[-6:]) == 1
-        assert [record.message for record in caplog.records if "one at a time" in record.message] == [
-            "calls of Liar change when they are joined, so they run one at a time"
-        ]
-
-    @pytest.mark.parametrize(
-        ("loaded", "said"),
-        [
-            (small("pixart", use_resolution_binning=False), "does not tell its steps"),
-            (small("z_image"), "takes lists of samples"),
-        ],
-        ids=["no step callback", "list inputs"],
-    )
-    def test_a_pipeline_whose_calls_cannot_be_joined(
-        self, start: Engines, batches: list[Batch], caplog: pytest.LogCaptureFixture, loaded: Checkpoint, said: str
-    ) -> None:
-        with caplog.at_level(logging.WARNING):
-            engine = start(loaded)
-            with ThreadPoolExecutor(3) as threads:
-                made = [future.result(DEADLINE_S) for future in [threads.submit(engine.generate, request(n)) for n in range(3)]]
-        for one in made:
-            assert_right(loaded, one)
-        assert most_shared(batches) == 1
-        (message,) = [record.message for record in caplog.records if "one at a time" in record.message]
-        assert said in message

@@ -1,11 +1,15 @@
 """Ways to have requests meet, and to compare what comes out with what the plain pipeline makes alone."""
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MethodType
+from typing import Any
 
 import diffusers
 import numpy as np
+import pytest
 import torch
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
@@ -18,6 +22,7 @@ from app.engine.facts import call_parameters
 from app.schemas import GeneratedImage, ImageRequest, Progress
 
 DEADLINE_S = 30.0
+Engines = Callable[..., ImageEngine]
 
 
 def pixels(image: Image.Image) -> NDArray[np.int_]:
@@ -60,3 +65,24 @@ def together(engine: ImageEngine, asked: Sequence[ImageRequest]) -> list[Generat
 def most_shared(batches: Sequence[Batch]) -> int:
     """How many requests shared a call, at most."""
     return max(batch.requests for batch in batches)
+
+
+def request(number: int, **fields: Any) -> ImageRequest:  # noqa: ANN401
+    own = {"prompt": f"picture {number}", "seed": number, "num_inference_steps": 5, "guidance_scale": 3.0, "width": 64, "height": 64}
+    return ImageRequest.model_validate(own | fields)
+
+
+def assert_right(loaded: Checkpoint, made: GeneratedImage) -> None:
+    assert np.abs(pixels(made.image) - alone(loaded, made.facts.request)).max() <= 1
+
+
+def break_calls(monkeypatch: pytest.MonkeyPatch, loaded: Checkpoint, breaks: Callable[[torch.Tensor], None]) -> None:
+    """`breaks` sees the sample of every call of the denoiser before it is computed, and may raise."""
+    original = type(loaded.pipe.unet).forward
+
+    @functools.wraps(original)
+    def forward(self: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        breaks(sample)
+        return original(self, sample, *args, **kwargs)
+
+    monkeypatch.setattr(loaded.pipe.unet, "forward", MethodType(forward, loaded.pipe.unet))

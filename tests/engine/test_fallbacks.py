@@ -1,0 +1,115 @@
+"""When the memory is too small, or calls cannot be joined: the pictures are right all the same."""
+
+import functools
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app.engine.batching import Batch
+from app.engine.checkpoint import Checkpoint
+from tests.engine.families import small
+from tests.engine.together import (
+    DEADLINE_S,
+    Engines,
+    alone,
+    assert_right,
+    break_calls,
+    most_shared,
+    pixels,
+    request,
+    together,
+)
+
+
+class TestMemory:
+    def test_a_batch_that_does_not_fit_is_split_and_stays_small(
+        self, loaded: Checkpoint, start: Engines, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = [alone(loaded, request(number)) for number in range(6)]
+
+        def at_most_six_rows(sample: torch.Tensor) -> None:
+            if len(sample) > 6:
+                raise torch.OutOfMemoryError
+
+        break_calls(monkeypatch, loaded, at_most_six_rows)
+        made = together(start(loaded), [request(number) for number in range(6)])
+        assert max(np.abs(pixels(one.image) - other).max() for one, other in zip(made, expected, strict=True)) <= 1
+        assert 2 <= most_shared(batches) <= 3
+
+    def test_a_request_that_does_not_fit_alone_fails_alone(
+        self, loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def no_large_ones(sample: torch.Tensor) -> None:
+            if sample.shape[-1] > 8:
+                raise torch.OutOfMemoryError
+
+        break_calls(monkeypatch, loaded, no_large_ones)
+        engine = start(loaded)
+        with ThreadPoolExecutor(2) as threads:
+            large = threads.submit(engine.generate, request(0, width=96, height=96))
+            threads.submit(engine.generate, request(1)).result(DEADLINE_S)
+            assert isinstance(large.exception(DEADLINE_S), torch.OutOfMemoryError)
+
+    def test_decoding_that_does_not_fit_is_done_in_tiles(self, loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+        vae, tiled = loaded.pipe.vae, list[bool]()
+        decode = vae.decode
+
+        def only_tiles(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            tiled.append(vae.use_tiling)
+            if not vae.use_tiling:
+                raise torch.OutOfMemoryError
+            return decode(*args, **kwargs)
+
+        monkeypatch.setattr(vae, "decode", only_tiles)
+        assert start(loaded).generate(request(0)).image.size == (64, 64)
+        assert tiled == [False, True]
+        assert not vae.use_tiling
+
+
+class TestAlone:
+    """What cannot be joined runs alone, correctly, and that is said once."""
+
+    def test_a_module_that_mixes_rows_is_found_out_the_first_time(
+        self, start: Engines, batches: list[Batch], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        loaded = small("sd1")
+        honest = type(loaded.pipe.unet).forward
+
+        class Liar(type(loaded.pipe.unet)):  # type: ignore[misc]
+            @functools.wraps(honest)  # the engine looks at its signature
+            def forward(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+                (output,) = honest(self, sample, *args, **kwargs)
+                return (output + output.mean(dim=0) * (len(sample) > 2),)
+
+        loaded.pipe.unet.__class__ = Liar
+        for one in together(start(loaded), [request(number) for number in range(4)]):
+            assert_right(loaded, one)
+        assert most_shared(batches[-6:]) == 1
+        assert [record.message for record in caplog.records if "one at a time" in record.message] == [
+            "calls of Liar change when they are joined, so they run one at a time"
+        ]
+
+    @pytest.mark.parametrize(
+        ("loaded", "said"),
+        [
+            (small("pixart", use_resolution_binning=False), "does not tell its steps"),
+            (small("z_image"), "takes lists of samples"),
+        ],
+        ids=["no step callback", "list inputs"],
+    )
+    def test_a_pipeline_whose_calls_cannot_be_joined(
+        self, start: Engines, batches: list[Batch], caplog: pytest.LogCaptureFixture, loaded: Checkpoint, said: str
+    ) -> None:
+        with caplog.at_level(logging.WARNING):
+            engine = start(loaded)
+            with ThreadPoolExecutor(3) as threads:
+                made = [future.result(DEADLINE_S) for future in [threads.submit(engine.generate, request(n)) for n in range(3)]]
+        for one in made:
+            assert_right(loaded, one)
+        assert most_shared(batches) == 1
+        (message,) = [record.message for record in caplog.records if "one at a time" in record.message]
+        assert said in message
