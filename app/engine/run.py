@@ -20,9 +20,9 @@ from torch import Tensor
 
 from app.engine.batching import Denoiser, Member, StopReason, current_member
 from app.engine.checkpoint import Checkpoint
-from app.engine.facts import call_parameters
+from app.engine.facts import call_parameters, facts_of
 from app.engine.preview import Preview
-from app.schemas import ImageRequest, Progress
+from app.schemas import Capabilities, Facts, ImageRequest, Progress
 
 ProgressCallback = Callable[[Progress], None]
 
@@ -54,17 +54,20 @@ class Run:
         self._outside = False
         self.timings: dict[str, float] = {}
 
-    def image(self, request: ImageRequest) -> Image.Image:
+    def image(self, request: ImageRequest, capabilities: Capabilities) -> tuple[Image.Image, Facts]:
+        if self._denoiser is not None:
+            self._denoiser.expect(self._member)
         self._leave_loop()
         self._begin("text")
         token = current_member.set(self._member)
         try:
             self._stop_if_asked()
+            facts = facts_of(request, capabilities, self._pipe)
             view = self._view(request.scheduler)
             with torch.inference_mode():
                 image: Image.Image = view(**self._arguments(request)).images[0]
             self._stop_if_asked()
-            return image
+            return image, facts
         finally:
             current_member.reset(token)
             if self._denoiser is not None:
