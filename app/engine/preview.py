@@ -6,18 +6,18 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-PATCHES = 8  # pictures that the map is fitted on
-PATCH_SIDE = 8  # latents a side
+PICTURES = 32  # that the map is fitted on, each of one colour
+SIDE = 8  # latents
 
 
 class Preview:
     """Callable on latents (1, C, h, w); gives a picture of w x h pixels. Raises `ValueError` for latents of another form."""
 
     def __init__(self, pipe: DiffusionPipeline) -> None:
-        """Fits the map: smooth random colours are encoded, and a least-squares fit leads from their latents back to the colours."""
+        """Fits the map: flat pictures are encoded, and a least-squares fit leads from their latents back to their colours."""
         generator = torch.Generator().manual_seed(0)
-        colours = torch.rand(PATCHES, 3, PATCH_SIDE // 2, PATCH_SIDE // 2, generator=generator) * 2 - 1
-        colours = functional.interpolate(colours, scale_factor=2, mode="nearest")  # (P, 3, s, s), -1 to 1
+        drawn = ((torch.rand(PICTURES, 3, 1, 1, generator=generator) * 2 - 1) * 1.5).clamp(-1, 1)  # many of them saturated
+        colours = drawn.expand(-1, -1, SIDE, SIDE)  # (P, 3, s, s)
         pixels = functional.interpolate(colours, scale_factor=pipe.vae_scale_factor, mode="nearest")
         with torch.inference_mode():
             encoded = pipe.vae.encode(pixels.to(pipe.device, pipe.vae.dtype)).latent_dist.mean.float().cpu()

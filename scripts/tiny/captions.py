@@ -54,7 +54,7 @@ RELATION_PHRASES: dict[str, tuple[str, ...]] = {
 }
 FIRST_WORDS = ("", "", "", "a picture of ", "a drawing of ", "an image of ", "draw ", "show me ", "there is ", "please draw ", "i want ")
 ADJECTIVES = ("", "", "", "", "nice ", "beautiful ", "simple ", "flat ", "cute ", "bright ", "lovely ")
-TWO_THINGS_SHARE, EMPTY_SHARE, JUNK_SHARE = 0.3, 0.1, 0.06
+TWO_THINGS_SHARE, EMPTY_SHARE, JUNK_SHARE = 0.2, 0.1, 0.06
 HELD_OUT_SHARE = 10  # one combination of thing, colour and background in this many is never drawn for training
 
 

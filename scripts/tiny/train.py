@@ -29,9 +29,10 @@ from scripts.tiny.captions import random_captioned, training_caption
 from scripts.tiny.drawing import draw_scene
 
 CROP, CROPS = 64, 32  # pixels a side, and crops in an autoencoder batch
-BATCH = 64  # pictures in a denoiser batch
+BATCH = 32  # pictures in a denoiser batch
 WARM_UP_STEPS = 100
 AUTOENCODER_RATE, DENOISER_RATE = 2e-3, 1e-3  # highest learning rates
+TIMESTEP_SHIFT = 0.8
 EMA_DECAY = 0.998
 KL_WEIGHT = 1e-6
 EDGE_WEIGHT = 0.5
@@ -92,18 +93,18 @@ def autoencoder_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
     return functional.l1_loss(decoded, pixels) + functional.mse_loss(decoded, pixels) + EDGE_WEIGHT * edges
 
 
-def train_denoiser(pipe: StableDiffusionPipeline, minutes: float, random: Generator, out: Path) -> None:
+def train_denoiser(pipe: StableDiffusionPipeline, minutes: float, random: Generator, out: Path, rate: float = DENOISER_RATE) -> None:
     """Teach UNet and text encoder together. What is saved is their moving average."""
     trained = nn.ModuleDict({"unet": pipe.unet, "text_encoder": pipe.text_encoder}).train()
     average = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
-    optimizer = AdamW(trained.parameters(), weight_decay=0.01)
+    optimizer = AdamW(trained.parameters(), weight_decay=0.01, fused=True)
     budget = Budget(minutes, "denoiser")
     losses: list[float] = []
     saves = 1
     for step in budget.steps():
         latents, captions = _batch(pipe, random)
         loss = denoiser_loss(pipe, latents, captions)
-        _descend(optimizer, loss, DENOISER_RATE * _ramp(step, budget.spent))
+        _descend(optimizer, loss, rate * _ramp(step, budget.spent))
         average.update_parameters(trained)
         losses.append(loss.item())
         if step % 20 == 0:
@@ -119,7 +120,8 @@ def denoiser_loss(pipe: StableDiffusionPipeline, latents: Tensor, captions: list
     device = latents.device
     tokens = pipe.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
     alphas = pipe.scheduler.alphas_cumprod.to(device)
-    timesteps = torch.randint(len(alphas), (len(latents),), device=device)
+    # Most often where the prompt decides: with less noise the latents show the shapes (logit-normal, Esser et al. 2024, arXiv:2403.03206).
+    timesteps = ((torch.randn(len(latents), device=device) + TIMESTEP_SHIFT).sigmoid() * len(alphas)).long()
     signal = alphas[timesteps].sqrt().view(-1, 1, 1, 1)
     spread = (1 - alphas[timesteps]).sqrt().view(-1, 1, 1, 1)
     noise = torch.randn_like(latents)
@@ -131,9 +133,10 @@ def denoiser_loss(pipe: StableDiffusionPipeline, latents: Tensor, captions: list
 
 
 def save(pipe: StableDiffusionPipeline, average: nn.Module, out: Path) -> None:
-    """Write the averaged weights in half precision, and beside them a sheet of samples."""
+    """Write the averaged weights, the large ones in half precision, and beside them a sheet of samples."""
     unet, text_encoder, vae = (copy.deepcopy(part).eval() for part in (*average.children(), pipe.vae))
-    averaged = assemble(vae, text_encoder, pipe.tokenizer, unet).to(torch.float16)
+    # Unlike diffusers, transformers loads weights as they were saved: in half precision the two would not fit together.
+    averaged = assemble(vae.half(), text_encoder.float(), pipe.tokenizer, unet.half())
     averaged.save_pretrained(out)
     samples.sheet(averaged.to(torch.float32)).save(out.with_name(f"{out.name}-samples.png"))
 
@@ -200,6 +203,9 @@ def main() -> None:
     parser.add_argument("--autoencoder-minutes", type=float, help="of these, for the autoencoder (default: a quarter, none with --init)")
     parser.add_argument("--init", type=Path, help="a checkpoint of this architecture to go on from")
     parser.add_argument("--out", type=Path, default=Path(".tiny/checkpoint"), help="where to write (default .tiny/checkpoint)")
+    parser.add_argument(
+        "--rate", type=float, default=DENOISER_RATE, help=f"highest learning rate of the denoiser (default {DENOISER_RATE})"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -216,7 +222,7 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     if autoencoder_minutes:
         train_autoencoder(pipe.vae, autoencoder_minutes, random)
-    train_denoiser(pipe, args.minutes - autoencoder_minutes, random, args.out)
+    train_denoiser(pipe, args.minutes - autoencoder_minutes, random, args.out, args.rate)
 
 
 if __name__ == "__main__":

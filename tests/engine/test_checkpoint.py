@@ -19,6 +19,7 @@ TINY = Path(checkpoint.SHORT_NAMES["tiny"].location)
 def test_the_bundled_checkpoint_is_a_plain_diffusers_folder_of_at_most_40_mb() -> None:
     pipe = AutoPipelineForText2Image.from_pretrained(TINY)
     assert type(pipe) is StableDiffusionPipeline
+    assert pipe("a star", num_inference_steps=1, output_type="np").images.shape == (1, 128, 128, 3)
     assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler"
     files = [path for path in TINY.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 40e6
