@@ -89,7 +89,8 @@ class ImageRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompt: Annotated[str, Field(min_length=1, max_length=2000, examples=["a red heart on a yellow background"])]
+    # `example`, not `examples`: the documentation page fills it into its form
+    prompt: Annotated[str, Field(min_length=1, max_length=2000, json_schema_extra={"example": "a red heart on a yellow background"})]
     negative_prompt: Text = ""
     width: Side | None = None
     height: Side | None = None

@@ -144,4 +144,4 @@ def test_the_documentation_page_needs_no_network_and_has_an_example_to_try(clien
     assert all(requests.get(client.base_url + address, timeout=30).ok for address in loaded)
     operation = requests.get(f"{client.base_url}/openapi.json", timeout=30).json()["paths"]["/imagine"]["get"]
     prompt = next(parameter for parameter in operation["parameters"] if parameter["name"] == "prompt")
-    assert prompt["schema"]["examples"] == [RED_HEART]
+    assert prompt["schema"]["example"] == RED_HEART
