@@ -228,7 +228,7 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
         except Exception as error:
             failure = error.with_traceback(None)  # its frames hold on to tensors that the halves need room for
         seconds = time.monotonic() - start
-        self._policy.took(calls[0].kind, seconds)
+        self._policy.took(calls[0].kind, seconds, joined=len(calls) if failure is None and (joined or len(calls) == 1) else None)
         if failure is None:
             for shared in [calls] if joined else [[call] for call in calls]:
                 self._on_batch(Batch(len(shared), sum(call.arguments.rows for call in shared), seconds * len(shared) / len(calls)))

@@ -3,6 +3,10 @@
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
+PICKS_BETWEEN_TRIALS = 32
+SMOOTHING = 0.5  # how much of what is known of a batch size stays when it is measured again
+WORTH = 0.97  # of the highest throughput: a larger batch is taken if it reaches this, since it leaves fewer waiting
+
 
 class Waiting(Protocol):
     @property
@@ -15,11 +19,14 @@ Call = TypeVar("Call", bound=Waiting)
 
 
 class FairShare:
-    """Every kind of call gets the same share of seconds; within a kind the oldest go first, up to `max_batch_size` at once."""
+    """Every kind of call gets the same share of seconds; within a kind the oldest go first, as many as throughput still gains from.
+
+    A fair share is counted in seconds of the device, as in deficit round robin (Shreedhar and Varghese 1995).
+    """
 
     def __init__(self, max_batch_size: int) -> None:
         self._max_batch_size = max_batch_size
-        self._limits: dict[Hashable, int] = {}
+        self._sizes: dict[Hashable, BatchSize] = {}
         self._seconds: dict[Hashable, float] = {}
 
     def pick(self, ready: Mapping[Hashable, Sequence[Call]]) -> list[Call]:
@@ -29,15 +36,51 @@ class FairShare:
             # A newcomer starts where the least served one stands, or it would have the device to itself until it caught up.
             self._seconds[kind] = max(self._seconds.get(kind, 0.0), min(known, default=0.0))
         kind = min(ready, key=lambda kind: (self._seconds[kind], min(call.since for call in ready[kind])))
-        return sorted(ready[kind], key=lambda call: call.since)[: self.limit(kind)]
+        return sorted(ready[kind], key=lambda call: call.since)[: self._size(kind).next(len(ready[kind]))]
 
-    def took(self, kind: Hashable, seconds: float) -> None:
-        """A call of this kind was on the device for so long."""
+    def took(self, kind: Hashable, seconds: float, *, joined: int | None = None) -> None:
+        """Calls of this kind were on the device for so long. With `joined`, that many as one: something to learn from."""
         self._seconds[kind] = self._seconds.get(kind, 0.0) + seconds
+        if joined is not None:
+            self._size(kind).took(joined, seconds)
 
     def lower_limit(self, kind: Hashable, calls: int) -> None:
         """Never more than `calls` of this kind at once from now on: more did not fit, or could not be joined."""
-        self._limits[kind] = max(1, min(calls, self.limit(kind)))
+        size = self._size(kind)
+        size.limit = max(1, min(calls, size.limit))
 
-    def limit(self, kind: Hashable) -> int:
-        return self._limits.get(kind, self._max_batch_size)
+    def _size(self, kind: Hashable) -> "BatchSize":
+        return self._sizes.setdefault(kind, BatchSize(self._max_batch_size))
+
+
+class BatchSize:
+    """How many calls of one kind to join: as many as have shown the highest throughput, which is tried anew beside its neighbours."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._rates: dict[int, float] = {}  # calls in one -> calls a second
+        self._picks = 0
+        self._tried: dict[int, int] = {}  # calls in one -> the pick at which it was last on trial
+
+    def next(self, waiting: int) -> int:
+        """How many of `waiting` calls to take; all of them where that has never been tried."""
+        most = min(waiting, self.limit)
+        if most not in self._rates:
+            return most
+        self._picks += 1
+        best = self._best(most)
+        return self._on_trial(best, most) if self._picks % PICKS_BETWEEN_TRIALS == 0 else best
+
+    def took(self, calls: int, seconds: float) -> None:
+        rate = calls / max(seconds, 1e-9)
+        self._rates[calls] = SMOOTHING * self._rates.get(calls, rate) + (1 - SMOOTHING) * rate
+
+    def _best(self, most: int) -> int:
+        known = {calls: rate for calls, rate in self._rates.items() if calls <= most}
+        return max(calls for calls, rate in known.items() if rate >= WORTH * max(known.values()))
+
+    def _on_trial(self, best: int, most: int) -> int:
+        near = {calls for calls in (best - 1, best + 1, best // 2, 2 * best) if 1 <= calls <= most} or {best}
+        chosen = min(near, key=lambda calls: (self._tried.get(calls, -1), -calls))
+        self._tried[chosen] = self._picks
+        return chosen

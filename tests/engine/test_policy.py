@@ -1,6 +1,9 @@
 """Who shares the next call, on a simulated clock."""
 
+from collections import Counter
 from dataclasses import dataclass
+
+import pytest
 
 from app.engine.policy import FairShare
 
@@ -57,3 +60,43 @@ def test_a_lowered_limit_holds_for_its_kind_only_and_never_reaches_zero() -> Non
     assert len(policy.pick({"big": waiting("a", "b")})) == 1
     policy.took("big", 1.0)
     assert len(policy.pick({"other": waiting("a", "b")})) == 2
+
+
+class Device:
+    """Up to `best` calls take one second together, every further one another second."""
+
+    def __init__(self, best: int) -> None:
+        self.best = best
+
+    def seconds(self, calls: int) -> float:
+        return 1.0 + max(0, calls - self.best)
+
+
+def picks(policy: FairShare, device: Device, waiting_calls: int, count: int) -> Counter[int]:
+    """How often each batch size was picked while so many calls always waited."""
+    sizes: Counter[int] = Counter()
+    for _ in range(count):
+        picked = policy.pick({"kind": [Waiting("call", number) for number in range(waiting_calls)]})
+        policy.took("kind", device.seconds(len(picked)), joined=len(picked))
+        sizes[len(picked)] += 1
+    return sizes
+
+
+def test_it_finds_the_batch_size_of_highest_throughput_and_finds_it_again_when_the_device_changes() -> None:
+    policy, device = FairShare(8), Device(best=3)
+    picks(policy, device, 8, 400)
+    assert picks(policy, device, 8, 100)[3] >= 90
+    device.best = 6
+    picks(policy, device, 8, 800)
+    assert picks(policy, device, 8, 100)[6] >= 90
+
+
+def test_a_device_that_gains_from_every_call_is_given_all_of_them() -> None:
+    assert picks(FairShare(8), Device(best=8), 8, 200)[8] >= 190
+
+
+@pytest.mark.parametrize("waiting_calls", [1, 2, 5])
+def test_fewer_calls_than_the_best_number_do_not_wait_for_more(waiting_calls: int) -> None:
+    policy, device = FairShare(8), Device(best=6)
+    picks(policy, device, 8, 200)
+    assert picks(policy, device, waiting_calls, 100)[waiting_calls] >= 90
