@@ -12,6 +12,7 @@ import torch
 import transformers
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from huggingface_hub import try_to_load_from_cache
+from torch import nn
 
 
 class CheckpointUnavailable(RuntimeError):
@@ -65,6 +66,9 @@ def load(model: str, *, device: str = "cpu", dtype: str = "auto", revision: str 
     if known.scheduler is not None:
         pipe.scheduler = getattr(diffusers, known.scheduler).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.to(memory_format=torch.channels_last)  # what convolutions are fastest with, on CPUs and GPUs
     return Checkpoint(
         pipe=pipe.to(device),
         model=model,
