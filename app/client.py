@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from sseclient import SSEClient
 
 from app import png
-from app.schemas import Capabilities, ErrorAnswer, GeneratedImage, GenerationCancelled, ImageRequest, Progress, RefusedRequest
+from app.schemas import Capabilities, ErrorAnswer, GeneratedImage, GenerationCancelled, ImageRequest, Progress, RefusedRequest, SourceError
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 600.0
@@ -22,7 +22,7 @@ POLL_INTERVAL_S = 0.2
 BUSY = ("not_ready", "overloaded", "replica_lost")
 
 
-class ImagineError(Exception):
+class ImagineError(SourceError):
     """Anything that can go wrong with a call; the message says what to do.
 
     ImagineError
@@ -40,7 +40,7 @@ class ServiceUnreachable(ImagineError):
 class ServiceBusy(ImagineError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s: float | None = retry_after_s
 
 
 class AccessDenied(ImagineError):
@@ -82,7 +82,7 @@ class ImagineClient:
                     return progress
                 if progress is not None and on_progress is not None:
                     on_progress(progress)
-        raise ServiceUnreachable(f"{self.base_url} closed the connection before the picture was ready")
+        raise ServiceUnreachable(f"{self.base_url} closed the connection before the picture was ready; the same request can be sent again")
 
     @contextmanager
     def stream(self, request: ImageRequest, *, previews: bool = False) -> Iterator[Iterator[Progress | GeneratedImage | None]]:
@@ -108,7 +108,7 @@ class ImagineClient:
                 else:
                     yield None
         except requests.RequestException as error:
-            raise ServiceUnreachable(f"the connection to {self.base_url} was lost half-way") from error
+            raise ServiceUnreachable(f"the connection to {self.base_url} was lost half-way; the same request can be sent again") from error
 
     def _generated(self, data: bytes, timings: dict[str, float] | None = None) -> GeneratedImage:
         try:

@@ -56,6 +56,15 @@ class RefusedRequest(ValueError):
         return type(self), self.details  # crosses processes: by default only the message would
 
 
+class SourceError(Exception):
+    """A source of images that could not be reached, is busy or failed; the message says what to do.
+
+    With `retry_after_s` the same request is worth another try after so many seconds.
+    """
+
+    retry_after_s: float | None = None
+
+
 class GenerationCancelled(Exception):
     """The caller asked to stop before the picture was ready."""
 
@@ -194,6 +203,7 @@ class ImageSource(Protocol):
     ) -> GeneratedImage:
         """Make one image; blocks until it is done. With `previews`, progress shows the picture as it forms.
 
-        Raises `RefusedRequest` for a request that does not fit the model and `GenerationCancelled` once `cancel` is set.
+        Raises `RefusedRequest` for a request that does not fit the model, `GenerationCancelled` once `cancel` is set, and `SourceError`
+        if the source is in trouble.
         """
         ...

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "client": {"png", "schemas"},
     "engine": {"png", "schemas", "engine"},
     "deployment": {"engine", "schemas", "settings"},
+    "explorer": {"schemas", "png", "explorer"},
     "routes": {"schemas", "settings", "routes"},
 }
 
@@ -45,6 +46,11 @@ def test_imports_go_one_way(path: Path) -> None:
 
 def test_the_app_and_its_client_load_neither_torch_nor_ray() -> None:
     script = "import sys, app, app.client; print({'torch', 'ray', 'diffusers'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", script], cwd=REPOSITORY, text=True).strip() == "set()"
+
+
+def test_the_explorer_knows_nothing_of_torch_ray_or_http() -> None:
+    script = "import sys, app.explorer; print({'torch', 'ray', 'diffusers', 'requests', 'fastapi'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", script], cwd=REPOSITORY, text=True).strip() == "set()"
 
 

@@ -1,0 +1,84 @@
+"""The panel without a browser: what a front end would send is sent, and what it would show is looked at."""
+
+import threading
+from collections.abc import Callable
+
+import ipywidgets as widgets
+import pytest
+
+from app.engine.engine import ImageEngine
+from app.explorer import PromptExplorer
+from app.schemas import Capabilities, GeneratedImage, ImageRequest, Progress
+
+PATIENCE_S = 60.0
+
+
+def press_enter(widget: widgets.Text) -> None:
+    """What the front end sends when Enter is pressed in a text field."""
+    widget._handle_msg({"content": {"data": {"method": "custom", "content": {"event": "submit"}}}, "buffers": []})
+
+
+def finished(panel: PromptExplorer) -> PromptExplorer:
+    assert panel.wait(PATIENCE_S)
+    assert not panel.problem
+    return panel
+
+
+class Watched:
+    """The engine, seen from outside: how many requests were in flight at once, and a door that holds them at a step."""
+
+    def __init__(self, engine: ImageEngine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self.most_in_flight = 0
+        self.asked: list[ImageRequest] = []
+        self.door = threading.Event()
+        self.door.set()
+        self.at_door = threading.Event()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._engine.capabilities
+
+    def generate(
+        self,
+        request: ImageRequest,
+        on_progress: Callable[[Progress], None] | None = None,
+        cancel: threading.Event | None = None,
+        *,
+        previews: bool = False,
+    ) -> GeneratedImage:
+        def tell(progress: Progress) -> None:
+            if on_progress is not None:
+                on_progress(progress)
+            self.at_door.set()
+            assert self.door.wait(PATIENCE_S)
+
+        with self._lock:
+            self.asked.append(request)
+            self._in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        try:
+            return self._engine.generate(request, tell, cancel, previews=previews)
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+
+    def hold(self) -> None:
+        """The next step waits until `door` is set."""
+        self.door.clear()
+        self.at_door.clear()
+
+
+@pytest.fixture
+def source(engine: ImageEngine) -> Watched:
+    return Watched(engine)
+
+
+@pytest.fixture
+def panel(source: Watched) -> PromptExplorer:
+    """Quick: four steps."""
+    panel = PromptExplorer(source)
+    panel.form.num_inference_steps.value = 4
+    return panel
