@@ -68,7 +68,8 @@ def load(model: str, *, device: str = "cpu", dtype: str = "auto", revision: str 
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
-            part.to(memory_format=torch.channels_last)  # what convolutions are fastest with, on CPUs and GPUs
+            # What convolutions are fastest with; the type hints know it for tensors only.
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Checkpoint(
         pipe=pipe.to(device),
         model=model,
