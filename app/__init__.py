@@ -17,4 +17,4 @@ def entrypoint(settings: Settings) -> "Application":
     from app.routes.ingress import api_ingress
 
     decided = settings.decided(visible_gpus)
-    return api_ingress(text_to_image(decided), decided.version)
+    return api_ingress(text_to_image(decided), decided)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,14 +13,20 @@ from typing import Any
 import requests
 from pydantic import ValidationError
 from sseclient import SSEClient
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
 
 from app import png
-from app.schemas import Capabilities, ErrorAnswer, GeneratedImage, GenerationCancelled, ImageRequest, Progress, RefusedRequest, SourceError
+from app.schemas import Capabilities, ErrorAnswer, GeneratedImage, GenerationCancelled, ImageRequest, Progress, Queued, RefusedRequest, SourceError
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 600.0
 POLL_INTERVAL_S = 0.2
-BUSY = ("not_ready", "overloaded", "replica_lost")
+JITTER = 0.2
+BUSY = ("not_ready", "overloaded", "replica_lost", "deadline_too_short")
+
+Told = Queued | Progress | GeneratedImage | None
 
 
 class ImagineError(SourceError):
@@ -28,6 +35,7 @@ class ImagineError(SourceError):
     ImagineError
     ├── ServiceUnreachable    nothing answers at the address, or the connection broke
     ├── ServiceBusy           it answers 503: loading or overloaded; try again after `retry_after_s`
+    ├── DeadlineMissed        the picture was not, or would not be, ready in the time it was given
     ├── AccessDenied          it wants a token, or another one
     └── ServiceFailed         any other answer that is no picture
     """
@@ -43,6 +51,10 @@ class ServiceBusy(ImagineError):
         self.retry_after_s: float | None = retry_after_s
 
 
+class DeadlineMissed(ImagineError):
+    pass
+
+
 class AccessDenied(ImagineError):
     pass
 
@@ -52,11 +64,20 @@ class ServiceFailed(ImagineError):
 
 
 class ImagineClient:
-    """An `ImageSource`: makes images with the app served at `base_url`. One client serves many threads."""
+    """An `ImageSource`: makes images with the app served at `base_url`. One client serves many threads.
 
-    def __init__(self, base_url: str = "http://127.0.0.1:8000", token: str | None = None) -> None:
+    A busy service is asked again up to `retries` times, each after the seconds it names itself; with 0, `ServiceBusy` is raised at once.
+    `timeout_s` is the longest that the service may take, waiting included; it refuses at once what it could not make in that time.
+    """
+
+    def __init__(
+        self, base_url: str = "http://127.0.0.1:8000", token: str | None = None, *, retries: int = 3, timeout_s: float | None = None
+    ) -> None:
         self.base_url = base_url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if timeout_s is not None:
+            self._headers["X-Request-Timeout-Seconds"] = str(timeout_s)
+        self._retries = retries
 
     @cached_property
     def capabilities(self) -> Capabilities:
@@ -71,36 +92,62 @@ class ImagineClient:
         previews: bool = False,
     ) -> GeneratedImage:
         """See `ImageSource.generate`; also raises `ImagineError`."""
-        if on_progress is None and cancel is None:
-            answer = self._get("/imagine", request.model_dump(exclude_none=True))
-            return self._generated(answer.content)
+        cancelled = cancel or threading.Event()
+        for attempt in self._attempts(cancelled):
+            with attempt:
+                if cancelled.is_set():
+                    raise GenerationCancelled
+                if on_progress is None and cancel is None:
+                    return self._whole(request)
+                return self._step_by_step(request, on_progress, cancelled, previews)
+        raise AssertionError("an attempt either returns or raises")
+
+    def _whole(self, request: ImageRequest) -> GeneratedImage:
+        answer = self._get("/imagine", request.model_dump(exclude_none=True) | {"format": "png"})
+        phases = (phase.split(";dur=") for phase in answer.headers.get("Server-Timing", "").split(", ") if ";dur=" in phase)
+        return self._generated(answer.content, {name: float(milliseconds) / 1000 for name, milliseconds in phases})
+
+    def _step_by_step(
+        self, request: ImageRequest, on_progress: Callable[[Progress], None] | None, cancel: threading.Event, previews: bool
+    ) -> GeneratedImage:
         with self.stream(request, previews=previews) as told:
             for progress in told:
-                if cancel is not None and cancel.is_set():
+                if cancel.is_set():
                     raise GenerationCancelled
                 if isinstance(progress, GeneratedImage):
                     return progress
-                if progress is not None and on_progress is not None:
+                if isinstance(progress, Progress) and on_progress is not None:
                     on_progress(progress)
         raise ServiceUnreachable(f"{self.base_url} closed the connection before the picture was ready; the same request can be sent again")
 
-    @contextmanager
-    def stream(self, request: ImageRequest, *, previews: bool = False) -> Iterator[Iterator[Progress | GeneratedImage | None]]:
-        """Steps as they are done, and last the image; None about once a second, so that the caller can look around.
+    def _attempts(self, cancel: threading.Event) -> Retrying:
+        return Retrying(
+            retry=retry_if_exception_type(ServiceBusy),
+            wait=_as_told,
+            stop=stop_after_attempt(self._retries + 1),
+            sleep=sleep_using_event(cancel),
+            reraise=True,
+        )
 
-        Leaving the `with` block closes the connection, which stops the work.
+    @contextmanager
+    def stream(self, request: ImageRequest, *, previews: bool = False) -> Iterator[Iterator[Told]]:
+        """The place in the queue, steps as they are done, and last the image; None about once a second, so that the caller can look around.
+
+        A busy service is not asked again. Leaving the `with` block closes the connection, which stops the work.
         """
         query = request.model_dump(exclude_none=True) | {"previews": previews}
         with self._get("/imagine/stream", query, stream=True) as answer:
             yield self._told(answer)
 
-    def _told(self, answer: requests.Response) -> Iterator[Progress | GeneratedImage | None]:
+    def _told(self, answer: requests.Response) -> Iterator[Told]:
         try:
             for event in SSEClient(answer.iter_content(chunk_size=None)).events():
                 data = json.loads(event.data)
                 if event.event == "error":
                     raise _error(answer, ErrorAnswer.model_validate(data))
-                if event.event == "step":
+                if event.event == "queued":
+                    yield Queued(data["position"], data["expected_wait_s"])
+                elif event.event == "step":
                     preview = data["preview"] and base64.b64decode(data["preview"])
                     yield Progress(data["step"], data["total"], preview)
                 elif event.event == "done":
@@ -156,6 +203,24 @@ def _error(answer: requests.Response, told: ErrorAnswer) -> Exception:
         return RefusedRequest(*told.details)
     if answer.status_code in (401, 403):
         return AccessDenied(f"{told.message}; pass the service's token as ImagineClient(..., token=...)")
+    if answer.status_code == 504 or told.error == "deadline_passed" or (told.error == "deadline_too_short" and told.retry_after_s is None):
+        return DeadlineMissed(told.message)
     if answer.status_code == 503 or told.error in BUSY:
-        return ServiceBusy(told.message, float(answer.headers.get("Retry-After", 1)))
+        return ServiceBusy(told.message, _retry_after_s(answer, told))
     return ServiceFailed(told.message)
+
+
+def _retry_after_s(answer: requests.Response, told: ErrorAnswer) -> float:
+    if told.retry_after_s is not None:
+        return told.retry_after_s
+    try:
+        return float(Retry().parse_retry_after(answer.headers.get("Retry-After", "1")))
+    except InvalidHeader:
+        return 1.0
+
+
+def _as_told(state: RetryCallState) -> float:
+    """The seconds that the service named, and a little more, so that those refused together do not come back together."""
+    error = state.outcome and state.outcome.exception()
+    seconds = (isinstance(error, ServiceBusy) and error.retry_after_s) or 1.0
+    return seconds * (1 + random.random() * JITTER)

@@ -3,15 +3,34 @@
 import asyncio
 import functools
 import threading
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import ray
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, metrics
 
-from app.schemas import Capabilities, GeneratedImage, ImageRequest, Progress
+from app.schemas import Capabilities, GeneratedImage, ImageRequest, Progress, Update
 from app.settings import Settings
+
+MEASURED_STEPS = 4
+BATCH_SIZES = [1, 2, 4, 8, 16, 32, 64]
+GROWS_AT = 0.75  # of a full batch: the ingress never sends more than the replicas have places, so a full one must already be too much
+
+
+class Counts:
+    """What the denoiser did, for Prometheus and for whoever asks."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._rows = metrics.Counter("imagine_denoiser_rows", "Rows that the denoiser computed")
+        self._sizes = metrics.Histogram("imagine_batch_size", "Requests that shared a call of the denoiser", boundaries=BATCH_SIZES)
+
+    def add(self, requests: int, rows: int) -> None:
+        self.rows += rows
+        self._rows.inc(rows, {})
+        self._sizes.observe(requests, {})
 
 
 class TextToImage:
@@ -28,68 +47,114 @@ class TextToImage:
         if settings.device == "cpu":
             torch.set_num_threads(settings.cpu_threads or 1)
         loaded = checkpoint.load(settings.model, device=settings.device, dtype=settings.dtype, revision=settings.revision)
-        self._engine = ImageEngine(loaded, max_batch_size=settings.max_batch_size, max_pixels=settings.max_pixels, version=settings.version)
+        self._counts = counts = Counts()
+        self._engine = ImageEngine(
+            loaded,
+            max_batch_size=settings.max_batch_size,
+            max_pixels=settings.max_pixels,
+            version=settings.version,
+            on_batch=lambda batch: counts.add(batch.requests, batch.rows),
+        )
         self._engine.warm_up()
-        self._threads = ThreadPoolExecutor(settings.max_batch_size, thread_name_prefix="generate")
+        self._capabilities = self._engine.capabilities.limited(settings.max_num_inference_steps)
+        self._rate = self._measured_rate()
+        self._threads = ThreadPoolExecutor(settings.max_batch_size**2, thread_name_prefix="generate")  # a job may have as many pictures
 
     def check_health(self) -> None:
         """Serve replaces a replica for which this raises."""
         self._engine.check_health()
 
-    async def capabilities(self) -> Capabilities:
-        return self._engine.capabilities
+    async def introduction(self) -> tuple[Capabilities, float]:
+        """What it can do, and the pixel-steps a second (as the ingress counts them) of a picture alone."""
+        return self._capabilities, self._rate
 
-    async def generate(self, request: ImageRequest) -> GeneratedImage:
-        """Make one image in a thread. A cancelled call keeps its place until that thread is out, within one step."""
+    async def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    async def denoiser_rows(self) -> int:
+        """Rows that the denoiser has computed since the start. A cancelled request adds none after its current step."""
+        return self._counts.rows
+
+    async def generate(self, requests: Sequence[ImageRequest], timeout_s: float | None = None) -> list[GeneratedImage]:
+        """Make images together, a thread each. A cancelled call keeps its place until all are out, within one step.
+
+        Raises `DeadlinePassed` after `timeout_s`.
+        """
         cancel = threading.Event()
-        work = self._start(request, None, cancel)
+        work = [self._start(request, None, cancel, timeout_s=timeout_s) for request in requests]
         try:
-            return await asyncio.shield(work)
+            return list(await asyncio.gather(*map(asyncio.shield, work)))
         finally:
             await _end(work, cancel)
 
-    async def stream(self, request: ImageRequest, previews: bool) -> AsyncIterator[Progress | GeneratedImage]:
-        """Every step as it is done, and last the image. Closing the stream stops the work like cancelling does."""
-        told: asyncio.Queue[Progress | None] = asyncio.Queue()
+    async def stream(self, requests: Sequence[ImageRequest], previews: bool, timeout_s: float | None = None) -> AsyncGenerator[Update]:
+        """Every step of every image as it is done, and each image once it is. Closing the stream stops the work like cancelling does."""
+        told: asyncio.Queue[Update | None] = asyncio.Queue()
         loop, cancel = asyncio.get_running_loop(), threading.Event()
 
-        def tell(progress: Progress) -> None:
-            loop.call_soon_threadsafe(told.put_nowait, progress)
+        def tell(index: int, progress: Progress) -> None:
+            loop.call_soon_threadsafe(told.put_nowait, Update(index, progress))
 
-        work = self._start(request, tell, cancel, previews=previews)
-        work.add_done_callback(lambda work: told.put_nowait(None))
+        work = [
+            self._start(request, functools.partial(tell, index), cancel, previews=previews, timeout_s=timeout_s)
+            for index, request in enumerate(requests)
+        ]
+        for future in work:
+            future.add_done_callback(lambda future: told.put_nowait(None))
+        left = dict(enumerate(work))
         try:
-            while (progress := await told.get()) is not None:
-                yield progress
-            yield await work
+            while left:
+                update = await told.get()
+                if update is not None:
+                    yield update
+                    continue
+                for index in [index for index, future in left.items() if future.done()]:
+                    yield Update(index, await left.pop(index))
         finally:
             await _end(work, cancel)
 
     def _start(
-        self, request: ImageRequest, on_progress: Callable[[Progress], None] | None, cancel: threading.Event, *, previews: bool = False
+        self,
+        request: ImageRequest,
+        on_progress: Callable[[Progress], None] | None,
+        cancel: threading.Event,
+        *,
+        previews: bool = False,
+        timeout_s: float | None = None,
     ) -> asyncio.Future[GeneratedImage]:
-        generate = functools.partial(self._engine.generate, request, on_progress, cancel, previews=previews)
+        generate = functools.partial(self._engine.generate, request, on_progress, cancel, previews=previews, timeout_s=timeout_s)
         return asyncio.get_running_loop().run_in_executor(self._threads, generate)
 
+    def _measured_rate(self) -> float:
+        """Of a picture with a few steps, so that the first estimates are of the right size."""
+        request = ImageRequest(prompt="how fast", num_inference_steps=MEASURED_STEPS, seed=0).resolved(self._engine.capabilities)
+        start = time.monotonic()
+        self._engine.generate(request)
+        return request.pixel_steps / (time.monotonic() - start)
 
-async def _end(work: asyncio.Future[GeneratedImage], cancel: threading.Event) -> None:
-    """Returns once the thread is out, so that Serve does not give its place to somebody else before."""
+
+async def _end(work: Sequence[asyncio.Future[GeneratedImage]], cancel: threading.Event) -> None:
+    """Returns once the threads are out, so that Serve does not give their place to somebody else before."""
     cancel.set()
-    await asyncio.wait([work])
+    await asyncio.wait(work)
+    for future in work:
+        future.cancelled() or future.exception()  # looked at, or asyncio complains that nobody did
 
 
 def text_to_image(settings: Settings) -> Application:
-    """The deployment, sized by decided settings: a GPU or the CPUs of its threads each, between two numbers of replicas."""
+    """The deployment, sized by decided settings: a GPU or the CPUs of its threads each, between two numbers of replicas.
+
+    Its own queue has no bound: the ingress holds back what finds no place.
+    """
     deployment = serve.deployment(
         TextToImage,
         ray_actor_options={"num_gpus": 1} if settings.device == "cuda" else {"num_cpus": settings.cpu_threads},
         autoscaling_config={
             "min_replicas": settings.min_replicas,
             "max_replicas": settings.max_replicas,
-            "target_ongoing_requests": settings.max_batch_size,  # a full batch each before another replica is worth its start
+            "target_ongoing_requests": GROWS_AT * settings.max_batch_size,
         },
         max_ongoing_requests=settings.max_batch_size,  # the rest wait where another replica can take them
-        max_queued_requests=settings.max_queued_requests,
         graceful_shutdown_timeout_s=settings.graceful_shutdown_timeout_s,
         max_constructor_retry_count=2,
     )

@@ -1,5 +1,6 @@
 """What is asked for, what comes back, and who can be asked. Imports nothing of the application."""
 
+import math
 import secrets
 import threading
 from collections.abc import Callable
@@ -13,10 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 MIN_SIDE, MAX_SIDE = 64, 1536  # pixels
 MAX_SEED = 2**32 - 1
+MAX_STEPS = 150
+STEPS_WORTH_OF_THE_REST = 2  # reading the text, decoding and encoding
 LONGEST_SHOWN = 80  # characters of a refused value
 
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8)]
 Text = Annotated[str, Field(max_length=2000)]
+
+
+def _sendable(text: str) -> str:
+    """Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
 
 
 class ErrorDetail(BaseModel):
@@ -28,21 +36,24 @@ class ErrorDetail(BaseModel):
 
     @classmethod
     def of(cls, field: str, rule: str, value: object) -> Self:
-        shown = None if value is None else str(value)
+        shown = None if value is None else _sendable(str(value))
         if shown is not None and len(shown) > LONGEST_SHOWN:
             shown = f"{shown[:LONGEST_SHOWN]}… ({len(shown)} characters)"
-        return cls(field=field, rule=rule, value=shown)
+        return cls(field=_sendable(field)[:LONGEST_SHOWN], rule=_sendable(rule), value=shown)
 
     def __str__(self) -> str:
         return f"{self.field}: {self.rule}" + ("" if self.value is None else f" (got {self.value!r})")
 
 
 class ErrorAnswer(BaseModel):
-    """The one shape of every error."""
+    """The one shape of every error. `retry_after_s`: when the same request is expected to be let in; `expected_wait_s`: how long it would
+    have waited now."""
 
     error: str
     message: str
     details: list[ErrorDetail] = []
+    retry_after_s: float | None = None
+    expected_wait_s: float | None = None
 
 
 class RefusedRequest(ValueError):
@@ -88,9 +99,23 @@ class Capabilities(BaseModel):
     size_multiple: int
     max_pixels: int
     num_inference_steps: int
+    max_num_inference_steps: int = MAX_STEPS
     guidance_scale: float
     max_prompt_tokens: int | None
     version: str
+
+    def limited(self, max_num_inference_steps: int) -> Self:
+        """The same with fewer steps allowed, and defaults that keep to the limits on steps and pixels."""
+        side = min(self.width, math.isqrt(self.max_pixels) // self.size_multiple * self.size_multiple)
+        fits = self.width * self.height <= self.max_pixels
+        return self.model_copy(
+            update={
+                "max_num_inference_steps": max_num_inference_steps,
+                "num_inference_steps": min(self.num_inference_steps, max_num_inference_steps),
+                "width": self.width if fits else side,
+                "height": self.height if fits else side,
+            }
+        )
 
 
 class ImageRequest(BaseModel):
@@ -103,7 +128,7 @@ class ImageRequest(BaseModel):
     negative_prompt: Text = ""
     width: Side | None = None
     height: Side | None = None
-    num_inference_steps: Annotated[int | None, Field(ge=1, le=150)] = None
+    num_inference_steps: Annotated[int | None, Field(ge=1, le=MAX_STEPS)] = None
     guidance_scale: Annotated[float | None, Field(ge=0, le=30, allow_inf_nan=False)] = None
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)] = None
     scheduler: Annotated[str | None, Field(max_length=80, description="A noise scheduler of diffusers that fits the model")] = None
@@ -114,6 +139,12 @@ class ImageRequest(BaseModel):
         if not prompt.strip():
             raise ValueError("must not be blank")
         return prompt
+
+    @property
+    def pixel_steps(self) -> int:
+        """The work of a resolved request: pixels x rows of the denoiser (two with guidance) x steps, what is not steps counted in them."""
+        rows = 2 if (self.guidance_scale or 0) > 1 else 1
+        return (self.width or 0) * (self.height or 0) * rows * ((self.num_inference_steps or 0) + STEPS_WORTH_OF_THE_REST)
 
     def resolved(self, capabilities: Capabilities) -> Self:
         """The same request with every field set: the model's defaults, and a seed drawn at random.
@@ -131,11 +162,14 @@ class ImageRequest(BaseModel):
             wrong.append(
                 ErrorDetail.of("width x height", f"must be at most {capabilities.max_pixels} pixels for this model", f"{width} x {height}")
             )
+        limit = capabilities.max_num_inference_steps
+        if self.num_inference_steps is not None and self.num_inference_steps > limit:
+            wrong.append(ErrorDetail.of("num_inference_steps", f"must be at most {limit} for this service", self.num_inference_steps))
         if self.scheduler is not None and self.scheduler not in capabilities.schedulers:
             wrong.append(ErrorDetail.of("scheduler", f"must be one of {', '.join(capabilities.schedulers)}", self.scheduler))
         if wrong:
             raise RefusedRequest(*wrong)
-        filled: dict[str, Any] = {"width": width, "height": height}
+        filled: dict[str, Any] = {"width": width, "height": height, "scheduler": self.scheduler or capabilities.scheduler}
         if self.num_inference_steps is None:
             filled["num_inference_steps"] = capabilities.num_inference_steps
         if self.guidance_scale is None:
@@ -170,6 +204,14 @@ class Progress:
     preview: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """`position` in the queue, 0 once a replica has the request, and the seconds it is expected to wait yet."""
+
+    position: int
+    expected_wait_s: float
+
+
 @dataclass(frozen=True)
 class GeneratedImage:
     """A PNG, whose text chunks hold the facts, the same facts, and the seconds that each phase of making it took."""
@@ -185,6 +227,14 @@ class GeneratedImage:
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""
         return self.png
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """News of the picture at `index` of those that were asked for together."""
+
+    index: int
+    news: Progress | GeneratedImage
 
 
 class ImageSource(Protocol):

@@ -5,11 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.schemas import MAX_STEPS
 
 PREFIX = "IMAGINE_"
 SHORT_NAMES = ("auto", "tiny", "sd2")
+SHORTEST_TOKEN = 16  # characters
 
 
 class Settings(BaseSettings):
@@ -39,6 +42,20 @@ class Settings(BaseSettings):
         int | None, Field(ge=1, le=256, description="Threads, and CPUs asked for, of a CPU replica; all if not given")
     ] = None
     max_queued_requests: Annotated[int, Field(ge=1, le=10_000, description="Requests that may wait for a replica; the rest get a 503")] = 64
+    max_queue_s: Annotated[
+        float, Field(gt=0, le=3600, description="Expected wait beyond which a request gets a 503 instead of a place in the queue")
+    ] = 30.0
+    request_timeout_s: Annotated[
+        float,
+        Field(gt=0, le=3600, description="Longest time for an answer, waiting included; `X-Request-Timeout-Seconds` can only shorten it"),
+    ] = 600.0
+    max_tries: Annotated[int, Field(ge=1, le=100, description="Replicas that are asked before a request fails with the last of them")] = 6
+    max_body_bytes: Annotated[int, Field(ge=1000, le=2**30, description="Largest body of a request")] = 1_000_000
+    tokens: Annotated[
+        tuple[SecretStr, ...], NoDecode, Field(description="Bearer tokens that open the service, separated by commas; open to all if empty")
+    ] = ()
+    log_prompts: Annotated[bool, Field(description="Write prompts to the service's log")] = False
+    max_num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS, description="Most steps a picture may be asked for")] = MAX_STEPS
     max_pixels: Annotated[
         int | None, Field(ge=64 * 64, le=1536 * 1536, description="Largest width x height; four times the model's own size if not given")
     ] = None
@@ -55,6 +72,18 @@ class Settings(BaseSettings):
         if model not in SHORT_NAMES and "/" not in model and not Path(model).is_dir():
             raise ValueError(f"must be one of {', '.join(SHORT_NAMES)}, a hub id (`owner/name`) or a folder")
         return model
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _separated_by_commas(cls, tokens: object) -> object:
+        return [token.strip() for token in tokens.split(",") if token.strip()] if isinstance(tokens, str) else tokens
+
+    @field_validator("tokens")
+    @classmethod
+    def _are_long_enough(cls, tokens: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(token) < SHORTEST_TOKEN or not token.get_secret_value().isascii() for token in tokens):
+            raise ValueError(f"each must have at least {SHORTEST_TOKEN} characters, all of them ASCII")
+        return tokens
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:

@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 
@@ -13,9 +13,11 @@ from ray.exceptions import ActorDiedError
 
 from app.client import AccessDenied, ImagineClient, ServiceBusy, ServiceFailed, ServiceUnreachable
 from app.engine.engine import ImageEngine
+from app.routes.backend import Job
 from app.routes.errors import NotReady
 from app.routes.ingress import build_api
-from app.schemas import Capabilities, GeneratedImage, GenerationCancelled, ImageRequest, Progress, RefusedRequest
+from app.schemas import Capabilities, GenerationCancelled, ImageRequest, Progress, Queued, RefusedRequest, Update
+from app.settings import Settings
 
 STAR = ImageRequest(prompt="a star", num_inference_steps=2, seed=1)
 
@@ -32,24 +34,22 @@ class EngineBackend:
     async def capabilities(self) -> Capabilities:
         return self.engine.capabilities
 
-    async def generate(self, request: ImageRequest) -> GeneratedImage:
-        if self.trouble is not None:
+    async def run(self, job: Job) -> AsyncGenerator[Queued | Update]:
+        yield Queued(0, 0.0)
+        if self.trouble is not None and not job.steps:
             raise self.trouble
-        return self.engine.generate(request)
-
-    async def stream(self, request: ImageRequest, previews: bool) -> AsyncIterator[Progress | GeneratedImage]:
         told: list[Progress] = []
-        generated = self.engine.generate(request, told.append, previews=previews)
-        for progress in told:
-            yield progress
+        generated = self.engine.generate(job.requests[0], told.append, previews=job.previews)
+        for progress in told if job.steps else []:
+            yield Update(0, progress)
         if self.trouble is not None:
             raise self.trouble
-        yield generated
+        yield Update(0, generated)
 
 
 @contextmanager
 def serving(backend: EngineBackend) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(build_api(backend, "test"), port=0, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(build_api(backend, Settings(version="test")), port=0, log_level="error"))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -91,7 +91,7 @@ def test_a_refused_value_is_told_as_the_service_told_it(engine: ImageEngine) -> 
 )
 def test_trouble_in_the_service_says_what_to_do(engine: ImageEngine, trouble: Exception, expected: type[Exception], said: str) -> None:
     with serving(EngineBackend(engine, trouble)) as url, pytest.raises(expected, match=said):
-        ImagineClient(url).generate(STAR)
+        ImagineClient(url, retries=0).generate(STAR)
 
 
 @pytest.mark.parametrize(("trouble", "expected"), [(ActorDiedError(), ServiceBusy), (ZeroDivisionError(), ServiceFailed)])
@@ -100,7 +100,7 @@ def test_trouble_in_the_middle_of_a_stream_is_told_like_any_other(
 ) -> None:
     steps: list[Progress] = []
     with serving(EngineBackend(engine, trouble)) as url, pytest.raises(expected):
-        ImagineClient(url).generate(STAR, steps.append)
+        ImagineClient(url, retries=0).generate(STAR, steps.append)
     assert steps == [Progress(1, 2), Progress(2, 2)]
 
 

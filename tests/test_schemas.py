@@ -30,7 +30,7 @@ def test_fields_left_out_become_the_models_own_and_a_drawn_seed() -> None:
 
 
 def test_fields_given_stay_even_when_they_are_zero() -> None:
-    asked = ImageRequest(prompt="a star", width=64, height=64, num_inference_steps=1, guidance_scale=0, seed=0)
+    asked = ImageRequest(prompt="a star", width=64, height=64, num_inference_steps=1, guidance_scale=0, seed=0, scheduler="S")
     assert asked.resolved(CAPABILITIES) == asked
 
 

@@ -1,6 +1,7 @@
-"""Every error leaves as one JSON shape, `ErrorAnswer`. One table says which exception gives which answer."""
+"""Every error leaves as one JSON shape, `ErrorAnswer`, or as OpenAI's under `/v1/`. One table says which exception gives which answer."""
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -10,22 +11,33 @@ from fastapi.responses import JSONResponse
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
-from app.schemas import ErrorAnswer, ErrorDetail, RefusedRequest
+from app.routes.admission import DeadlineTooShort, Overloaded
+from app.schemas import DeadlinePassed, ErrorAnswer, ErrorDetail, RefusedRequest
 
 logger = logging.getLogger("ray.serve")
 
-RETRY_SOON = {"Retry-After": "2"}  # seconds
-REPHRASED = {"extra_forbidden": "is no parameter of this request", "missing": "must be given"}  # pydantic's error type -> rule
+SOON_S = 2.0  # when to come back if nothing better is known
+REPHRASED = {"extra_forbidden": "is no parameter of this request", "missing": "must be given", "json_invalid": "must be JSON"}
 
-LOADING = ErrorAnswer(error="not_ready", message="the model is still loading; /readyz answers 200 once it is ready")
-OVERLOADED = ErrorAnswer(error="overloaded", message="too many requests are waiting already; try again soon")
-LOST = ErrorAnswer(error="replica_lost", message="the replica making this picture went away; the same request can be sent again")
+LOADING = ErrorAnswer(error="not_ready", message="the model is still loading; /readyz answers 200 once it is ready", retry_after_s=SOON_S)
+CROWDED = ErrorAnswer(error="overloaded", message="too many requests are waiting already; try again soon", retry_after_s=SOON_S)
+LOST = ErrorAnswer(
+    error="replica_lost",
+    message="the replicas asked for this picture went away one after another; the same request can be sent again",
+    retry_after_s=SOON_S,
+)
+LATE = ErrorAnswer(error="deadline_passed", message="the picture was not ready in the time the request was given")
 FAILED = ErrorAnswer(error="failed", message="the picture could not be made; the service's log says why")
 
 
 class NotReady(Exception):
     """The model is still loading."""
+
+
+class NotAcceptable(Exception):
+    """None of the forms the caller accepts can be made."""
 
 
 def invalid_fields(error: RequestValidationError) -> ErrorAnswer:
@@ -36,14 +48,34 @@ def refused_request(error: RefusedRequest) -> ErrorAnswer:
     return _refusal(list(error.details))
 
 
+def overloaded(error: Overloaded) -> ErrorAnswer:
+    return ErrorAnswer(
+        error="overloaded", message=str(error), retry_after_s=round(error.retry_after_s, 3), expected_wait_s=round(error.expected_wait_s, 3)
+    )
+
+
+def deadline_too_short(error: DeadlineTooShort) -> ErrorAnswer:
+    retry = None if error.retry_after_s is None else round(error.retry_after_s, 3)
+    return ErrorAnswer(error="deadline_too_short", message=str(error), retry_after_s=retry, expected_wait_s=round(error.expected_wait_s, 3))
+
+
+def not_acceptable(error: NotAcceptable) -> ErrorAnswer:
+    detail = ErrorDetail.of("Accept", "must allow image/png, image/jpeg, image/webp or application/json", error.args[0])
+    return ErrorAnswer(error="not_acceptable", message=str(detail), details=[detail])
+
+
 # exception -> status, and what is said
 TABLE: dict[type[Exception], tuple[int, Callable[[Any], ErrorAnswer]]] = {
     RequestValidationError: (422, invalid_fields),
     RefusedRequest: (422, refused_request),
+    NotAcceptable: (406, not_acceptable),
     NotReady: (503, lambda error: LOADING),
-    BackPressureError: (503, lambda error: OVERLOADED),
+    Overloaded: (503, overloaded),
+    DeadlineTooShort: (503, deadline_too_short),
+    BackPressureError: (503, lambda error: CROWDED),
     RayActorError: (503, lambda error: LOST),
     DeploymentUnavailableError: (503, lambda error: LOST),
+    DeadlinePassed: (504, lambda error: LATE),
     Exception: (500, lambda error: FAILED),
 }
 
@@ -56,21 +88,40 @@ def answer_for(error: Exception) -> tuple[int, ErrorAnswer]:
     return status, say(error)
 
 
+def error_response(scope: Scope, status: int, answer: ErrorAnswer, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer in the shape that the callers of this path read."""
+    scope.setdefault("state", {})["reason"] = answer.error
+    path: str = scope["path"]
+    native = not path.removeprefix(scope.get("root_path", "")).startswith("/v1/")
+    told = {"Cache-Control": "no-store", **(headers or {})}
+    if answer.retry_after_s is not None:
+        told["Retry-After"] = str(max(1, math.ceil(answer.retry_after_s)))
+    return JSONResponse(answer.model_dump() if native else openai_shape(status, answer), status, headers=told)
+
+
+def openai_shape(status: int, answer: ErrorAnswer) -> dict[str, Any]:
+    kind = "server_error" if status >= 500 else "authentication_error" if status == 401 else "invalid_request_error"
+    field = answer.details[0].field if answer.details else None
+    return {"error": {"message": answer.message, "type": kind, "param": field, "code": answer.error}}
+
+
 async def handle(raw: Request, error: Exception) -> Response:
-    status, answer = answer_for(error)
-    return JSONResponse(answer.model_dump(), status, headers=RETRY_SOON if status == 503 else None)
+    return error_response(raw.scope, *answer_for(error))
 
 
-async def wrong_address(raw: Request, error: HTTPException) -> Response:
+async def not_our_words(raw: Request, error: HTTPException) -> Response:
+    """What the framework refuses: wrong paths and methods, and bodies that it cannot read."""
+    if error.status_code == 400:
+        return error_response(raw.scope, 422, _refusal([ErrorDetail(field="body", rule="must be JSON in UTF-8, not too deeply nested")]))
     field, value = ("method", raw.method) if error.status_code == 405 else ("path", raw.url.path)
     detail = ErrorDetail.of(field, f"{error.detail}; /docs lists what there is", value)
     answer = ErrorAnswer(error="wrong_address", message=str(detail), details=[detail])
-    return JSONResponse(answer.model_dump(), error.status_code, headers=error.headers)
+    return error_response(raw.scope, error.status_code, answer, error.headers)
 
 
 HANDLERS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
     **dict.fromkeys(TABLE, handle),
-    HTTPException: wrong_address,
+    HTTPException: not_our_words,
 }
 
 
@@ -81,5 +132,7 @@ def _refusal(details: list[ErrorDetail]) -> ErrorAnswer:
 def _detail(error: Mapping[str, Any]) -> ErrorDetail:
     names = [str(name) for name in error["loc"]]  # ("query", "seed"), or ("query",) for a rule about several fields
     said = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be").replace("String should", "must")
-    value = None if error["type"] == "missing" else error["input"]
+    if error["type"] == "json_invalid":
+        names = names[:1]
+    value = None if error["type"] in ("missing", "json_invalid") else error["input"]
     return ErrorDetail.of(".".join(names[1:]) or names[0], REPHRASED.get(error["type"], said), value)

@@ -1,28 +1,45 @@
-"""`GET /imagine`: a prompt in the query, a PNG back."""
+"""`GET` and `POST /imagine`: a prompt in the query or in a JSON body, a picture back."""
 
+import asyncio
+import json
+import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import Field
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import BaseModel, Field
 
-from app.routes.backend import Backend
-from app.schemas import ErrorAnswer, ErrorDetail, Facts, GeneratedImage, ImageRequest, RefusedRequest, Side
+from app.routes import caching, rendering
+from app.routes.backend import Backend, Job, Made, make
+from app.routes.rendering import Format
+from app.schemas import Capabilities, ErrorAnswer, ErrorDetail, Facts, ImageRequest, RefusedRequest, Side
+from app.settings import Settings
+
+MARGIN, LONGEST_MARGIN_S = 0.1, 0.5  # how much before the caller's deadline ours is: Serve's proxy cuts off at the same header
 
 ERRORS: dict[int | str, dict[str, Any]] = {
+    401: {"model": ErrorAnswer, "description": "The service wants a token, or another one"},
+    413: {"model": ErrorAnswer, "description": "The body is too large"},
+    415: {"model": ErrorAnswer, "description": "The body is not JSON"},
     422: {"model": ErrorAnswer, "description": "A field breaks a rule"},
-    503: {"model": ErrorAnswer, "description": "Loading, or too busy; `Retry-After` says when to come back"},
+    503: {"model": ErrorAnswer, "description": "Loading, or too busy; `Retry-After` and the body say when to come back"},
+    504: {"model": ErrorAnswer, "description": "The picture was not ready in the time the request was given"},
 }
+NOT_ACCEPTABLE: dict[int | str, dict[str, Any]] = {406: {"model": ErrorAnswer, "description": "No form that `Accept` allows"}}
 
 
 class ImagineQuery(ImageRequest):
-    """The fields of an `ImageRequest`, and `img_size` as a short form of a square."""
+    """The fields of an `ImageRequest`, `img_size` as a short form of a square, the form of the answer, and what a permalink pins."""
 
     img_size: Annotated[Side | None, Field(description="Width and height at once")] = None
+    format: Annotated[Format | None, Field(description="Form of the answer; what `Accept` prefers if not given")] = None
+    revision: Annotated[str | None, Field(max_length=200, description="Refuse if the model is not of this revision")] = None
+    version: Annotated[str | None, Field(max_length=64, description="Refuse if the service is not of this version")] = None
 
     def to_request(self) -> ImageRequest:
         """Raises `RefusedRequest` if the size is given in both forms."""
-        fields = self.model_dump(exclude={"img_size"})
+        fields = self.model_dump(include=set(ImageRequest.model_fields))
         if self.img_size is not None:
             if self.width is not None or self.height is not None:
                 both = ", ".join(f"{name}={fields[name]}" for name in ("width", "height") if fields[name] is not None)
@@ -30,6 +47,23 @@ class ImagineQuery(ImageRequest):
                 raise RefusedRequest(ErrorDetail.of("img_size", rule, f"img_size={self.img_size}, {both}"))
             fields |= {"width": self.img_size, "height": self.img_size}
         return ImageRequest(**fields)
+
+    def resolved_by(self, capabilities: Capabilities) -> ImageRequest:
+        """Raises `RefusedRequest`."""
+        caching.refuse_other_model(self.revision, self.version, capabilities)
+        return self.to_request().resolved(capabilities)
+
+    def is_permalink(self, request: ImageRequest, capabilities: Capabilities) -> bool:
+        """Whether every field was given."""
+        return self.format is not None and caching.spelled_out(request, capabilities).keys() <= self.model_fields_set
+
+
+class ImagineAnswer(BaseModel):
+    """The picture as JSON."""
+
+    png: Annotated[str, Field(description="In base64")]
+    facts: Facts
+    timings: Annotated[dict[str, float], Field(description="Seconds by phase")]
 
 
 def refuse_repeated(raw: Request) -> None:
@@ -40,30 +74,82 @@ def refuse_repeated(raw: Request) -> None:
         raise RefusedRequest(*(ErrorDetail.of(name, "must be given once", ", ".join(raw.query_params.getlist(name))) for name in repeated))
 
 
-def router(backend: Backend) -> APIRouter:
-    routes = APIRouter()
+def deadline_of(settings: Settings) -> Callable[[float | None], Awaitable[float]]:
+    """A dependency: until when a request must be answered, on this process's monotonic clock."""
 
-    @routes.get(
-        "/imagine",
-        dependencies=[Depends(refuse_repeated)],
-        response_class=Response,
-        responses={
-            200: {"content": {"image/png": {}}, "description": "The picture; how it was made is in its headers and text chunks"},
+    async def deadline(
+        x_request_timeout_seconds: Annotated[
+            float | None,
+            Header(gt=0, allow_inf_nan=False, description="Give up after so many seconds; refused at once if that is too short"),
+        ] = None,
+    ) -> float:
+        seconds = settings.request_timeout_s
+        if x_request_timeout_seconds is not None:
+            margin = min(MARGIN * x_request_timeout_seconds, LONGEST_MARGIN_S)
+            seconds = min(seconds, x_request_timeout_seconds - margin)
+        return time.monotonic() + seconds
+
+    return deadline
+
+
+def router(backend: Backend, settings: Settings) -> APIRouter:
+    routes = APIRouter()
+    deadline = Depends(deadline_of(settings))
+    picture = {"image/png": {}, "image/jpeg": {}, "image/webp": {}, "application/json": {"schema": ImagineAnswer.model_json_schema()}}
+    documented: dict[str, Any] = {
+        "dependencies": [Depends(refuse_repeated)],
+        "response_class": Response,
+        "responses": {
+            200: {"content": picture, "description": "The picture; how it was made is in its headers and, in PNG and JSON, in itself"},
+            304: {"description": "`If-None-Match` names this very picture"},
+            **NOT_ACCEPTABLE,
             **ERRORS,
         },
-    )
-    async def imagine(query: Annotated[ImagineQuery, Query()]) -> Response:
+    }
+
+    @routes.get("/imagine", **documented)
+    async def imagine(raw: Request, query: Annotated[ImagineQuery, Query()], deadline: Annotated[float, deadline]) -> Response:
         """Make a picture. The same query with the same seed gives the same bytes from a service that is otherwise idle; next to other
         requests, whose steps are computed together with its own, a pixel may differ by 1/255 in single precision."""
-        generated = await backend.generate(query.to_request())
-        return Response(generated.png, media_type="image/png", headers=facts_headers(generated))
+        return await answer(raw, query, deadline)
+
+    @routes.post("/imagine", **documented)
+    async def imagine_body(raw: Request, body: ImagineQuery, deadline: Annotated[float, deadline]) -> Response:
+        """The same with the fields in a JSON body, which no log of addresses keeps."""
+        return await answer(raw, body, deadline)
+
+    async def answer(raw: Request, query: ImagineQuery, deadline: float) -> Response:
+        capabilities = await backend.capabilities()
+        form = query.format or rendering.negotiated(raw.headers.get("accept", ""))
+        request = query.resolved_by(capabilities)
+        tag = caching.etag(request, capabilities, form)
+        seeded = query.seed is not None
+        headers = {
+            "ETag": tag,
+            "Vary": "Accept",
+            "Content-Location": caching.permalink(raw.scope.get("root_path", ""), request, capabilities, form),
+            "Cache-Control": caching.cache_control(
+                seeded=seeded, permanent=raw.method == "GET" and query.is_permalink(request, capabilities), private=bool(settings.tokens)
+            ),
+        }
+        if raw.method == "GET" and seeded and caching.matches(raw.headers.get("if-none-match", ""), tag):
+            return Response(status_code=304, headers=headers)
+        made = await make(backend, Job((request,), deadline))
+        body = await asyncio.to_thread(body_of, made, form)
+        return Response(body, media_type=rendering.media_type(form), headers=headers | facts_headers(made))
 
     return routes
 
 
-def facts_headers(generated: GeneratedImage) -> dict[str, str]:
+def body_of(made: Made, form: Format) -> bytes:
+    (generated,) = made.pictures
+    return json.dumps(rendering.as_json(generated)).encode() if form == "json" else rendering.encoded(generated.png, form)
+
+
+def facts_headers(made: Made) -> dict[str, str]:
     """The settings used, one header each. The prompts are in the PNG: a header cannot hold every character."""
-    facts: Facts = generated.facts
+    (generated,) = made.pictures
+    facts = generated.facts
     told = {
         "Seed": facts.request.seed,
         "Width": facts.request.width,
@@ -73,6 +159,7 @@ def facts_headers(generated: GeneratedImage) -> dict[str, str]:
         "Model": facts.model,
         "Revision": facts.revision,
         "Scheduler": facts.scheduler,
+        "Expected-Wait": f"{made.expected_wait_s:.3f}",
     }
     if facts.warnings:
         told["Warning"] = "; ".join(facts.warnings)

@@ -1,85 +1,154 @@
-"""`APIIngress`: the deployment on CPU that speaks HTTP, and puts the routes together."""
+"""`APIIngress`: the deployment on CPU that speaks HTTP, and puts the routes together.
+
+There is one of it: its queue is the only one, so that positions, waits and refusals are true of the whole service.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
-from starlette.middleware.base import RequestResponseEndpoint
 
-from app.routes import errors, health, imagine, stream
-from app.routes.backend import Backend
-from app.schemas import Capabilities, GeneratedImage, ImageRequest, Progress
+from app.routes import doors, errors, health, imagine, metrics, openai, stream
+from app.routes.admission import Line, Ticket
+from app.routes.backend import Backend, Job
+from app.routes.estimate import Rates
+from app.routes.replicas import Replicas
+from app.schemas import Capabilities, DeadlinePassed, GeneratedImage, ImageRequest, Queued, Update
+from app.settings import Settings
+
+logger = logging.getLogger("ray.serve")
 
 MAX_ONGOING_REQUESTS = 1000  # waiting is done here, where it can be counted and refused; Serve's default would hold requests at 5
 SECONDS_BETWEEN_TRIES = 1.0
+SECONDS_BETWEEN_COUNTS = 2.0  # of replicas
 
 
 @serve.ingress()
 class APIIngress:
     """The `Backend` of the routes: it asks the model's replicas."""
 
-    def __init__(self, model: DeploymentHandle, version: str) -> None:
+    def __init__(self, model: DeploymentHandle, settings: Settings) -> None:
         self._model = model
-        self._version = version
+        self._settings = settings
+        self._metrics = metrics.Metrics()
+        self._replicas = Replicas(model, settings.max_tries, self._metrics.retried)
         self._capabilities: Capabilities | None = None
-        self._learning = asyncio.get_running_loop().create_task(self._learn_capabilities())
+        self._line: Line | None = None
+        self._learning = asyncio.get_running_loop().create_task(self._learn())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self, self._version)
+        return build_api(self, self._settings, self._metrics)
 
     async def ready(self) -> bool:
-        if self._capabilities is None:
-            return False
-        status = await asyncio.to_thread(serve.status)
-        application = status.applications[serve.get_replica_context().app_name]
-        running: int = application.deployments[self._model.deployment_name].replica_states.get("RUNNING", 0)
-        return running > 0
+        return self._capabilities is not None and await self._running_replicas() > 0
 
     async def capabilities(self) -> Capabilities:
         if self._capabilities is None:
             raise errors.NotReady
         return self._capabilities
 
-    async def generate(self, request: ImageRequest) -> GeneratedImage:
-        resolved = request.resolved(await self.capabilities())
-        generated: GeneratedImage = await self._model.generate.remote(resolved)
-        return generated
+    async def run(self, job: Job) -> AsyncGenerator[Queued | Update]:
+        if self._line is None:
+            raise errors.NotReady
+        if self._settings.log_prompts:
+            logger.info("asked for %s", [request.model_dump(exclude_none=True) for request in job.requests])
+        began, done = time.monotonic(), False
+        ticket = self._line.enter(sum(request.pixel_steps for request in job.requests), len(job.requests), job.seconds_left)
+        try:
+            async with aclosing(self._wait_for_turn(self._line, ticket, job)) as outlooks:
+                async for outlook in outlooks:
+                    yield outlook
+            waited = time.monotonic() - began
+            async with aclosing(self._replicas.run(job)) as updates:
+                async for update in updates:
+                    yield self._with_wait(update, waited)
+            done = True
+        finally:
+            self._line.leave(ticket, done=done)
 
-    async def stream(self, request: ImageRequest, previews: bool) -> AsyncIterator[Progress | GeneratedImage]:
-        async for told in self._model.options(stream=True).stream.remote(request, previews):
-            yield told
-
-    async def _learn_capabilities(self) -> None:
-        """A replica answers only once its model has made a picture."""
-        while self._capabilities is None:
+    async def _wait_for_turn(self, line: Line, ticket: Ticket, job: Job) -> AsyncGenerator[Queued]:
+        yield Queued(line.outlook(ticket).position, ticket.expected_wait_s)
+        if ticket.started.is_set():
+            return
+        while not ticket.started.is_set():
             try:
-                self._capabilities = await self._model.capabilities.remote()
+                await asyncio.wait_for(ticket.started.wait(), max(min(stream.SECONDS_BETWEEN_SIGNS_OF_LIFE, job.seconds_left), 0))
+            except TimeoutError:
+                if job.seconds_left <= 0:
+                    raise DeadlinePassed("the deadline passed in the queue") from None
+                yield line.outlook(ticket)
+        yield Queued(0, 0.0)
+
+    def _with_wait(self, update: Update, waited: float) -> Update:
+        """The queue here is as much a part of the phase `queue` as the one in the replica."""
+        if not isinstance(update.news, GeneratedImage):
+            return update
+        timings = update.news.timings | {"queue": update.news.timings.get("queue", 0.0) + waited}
+        self._metrics.took(timings)
+        return replace(update, news=replace(update.news, timings=timings))
+
+    async def _learn(self) -> None:
+        """A replica answers only once its model has made a picture. After that, how many there are is looked at for ever."""
+        while self._line is None:
+            try:
+                self._capabilities, rate = await self._model.introduction.remote()
+                self._line = self._new_line(self._capabilities, rate)
             except RayError:
                 await asyncio.sleep(SECONDS_BETWEEN_TRIES)
+        while True:
+            try:
+                self._line.changed_replicas(await self._running_replicas())
+            except (RayError, KeyError) as error:
+                logger.warning("the replicas could not be counted: %s", error)
+            await asyncio.sleep(SECONDS_BETWEEN_COUNTS)
+
+    def _new_line(self, capabilities: Capabilities, rate: float) -> Line:
+        native = ImageRequest(prompt="-").resolved(capabilities)
+        return Line(
+            batch=self._settings.max_batch_size,
+            rates=Rates(rate),
+            native_work=native.pixel_steps,
+            max_queued=self._settings.max_queued_requests,
+            max_queue_s=self._settings.max_queue_s,
+        )
+
+    async def _running_replicas(self) -> int:
+        status = await asyncio.to_thread(serve.status)
+        application = status.applications[serve.get_replica_context().app_name]
+        running: int = application.deployments[self._model.deployment_name].replica_states.get("RUNNING", 0)
+        return running
 
 
-def api_ingress(model: Application, version: str) -> Application:
+def api_ingress(model: Application, settings: Settings) -> Application:
     """The deployment. It asks for no CPU of its own: on a small machine the model's threads need them all."""
-    deployment = serve.deployment(APIIngress, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=MAX_ONGOING_REQUESTS)
-    return deployment.bind(model, version)
+    deployment = serve.deployment(
+        APIIngress,
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        graceful_shutdown_timeout_s=settings.graceful_shutdown_timeout_s,
+    )
+    return deployment.bind(model, settings)
 
 
-def build_api(backend: Backend, version: str) -> FastAPI:
+def build_api(backend: Backend, settings: Settings, counted: metrics.Metrics | None = None) -> FastAPI:
     """The HTTP interface over any backend. Its documentation page needs no network."""
-    api = FastAPIOffline(title="Imagine", version=version, description="A prompt becomes a picture.", exception_handlers=errors.HANDLERS)
-    api.include_router(imagine.router(backend))
-    api.include_router(stream.router(backend))
+    api = FastAPIOffline(
+        title="Imagine", version=settings.version, description="A prompt becomes a picture.", exception_handlers=errors.HANDLERS
+    )
+    for routes in (imagine, stream, openai):
+        api.include_router(routes.router(backend, settings))
     api.include_router(health.router(backend))
-
-    @api.middleware("http")
-    async def name_the_version(raw: Request, call_next: RequestResponseEndpoint) -> Response:
-        response = await call_next(raw)
-        response.headers["X-Imagine-Version"] = version
-        return response
-
+    api.add_middleware(doors.Doors, version=settings.version, tokens=settings.tokens, max_body_bytes=settings.max_body_bytes)
+    if counted is not None:
+        api.add_middleware(metrics.CountRequests, counted=counted)
     return api

@@ -2,6 +2,7 @@
 
 | event | data |
 |---|---|
+| `queued` | `{"position": 3, "expected_wait_s": 4.2}`, first of all, then about once a second; position 0: a replica has it |
 | `waiting` | `{}`, about once a second, so that a reader knows the connection lives and can leave |
 | `step` | `{"step": 3, "total": 20, "preview": base64 PNG or null}` |
 | `done` | `{"png": base64, "facts": {...}, "timings": {...}}`, the last one |
@@ -10,29 +11,32 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from app.routes.backend import Backend
+from app.routes.backend import Backend, Job
 from app.routes.errors import answer_for
-from app.routes.imagine import ERRORS, ImagineQuery, refuse_repeated
-from app.schemas import GeneratedImage, ImageRequest, Progress
+from app.routes.imagine import ERRORS, ImagineQuery, deadline_of, refuse_repeated
+from app.routes.rendering import as_json
+from app.schemas import ErrorAnswer, GeneratedImage, Progress, Queued, Update
+from app.settings import Settings
 
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 1
+SEND_TIMEOUT_S = 60.0  # a reader that takes nothing for so long has left
+
+Events = AsyncGenerator[ServerSentEvent]
 
 
 class StreamQuery(ImagineQuery):
     previews: Annotated[bool, Field(description="Show the picture as it forms")] = False
 
-    def to_request(self) -> ImageRequest:
-        return ImagineQuery(**self.model_dump(exclude={"previews"})).to_request()
 
-
-def router(backend: Backend) -> APIRouter:
+def router(backend: Backend, settings: Settings) -> APIRouter:
     routes = APIRouter()
 
     @routes.get(
@@ -41,35 +45,65 @@ def router(backend: Backend) -> APIRouter:
         response_class=EventSourceResponse,
         responses=ERRORS,
     )
-    async def stream(query: Annotated[StreamQuery, Query()]) -> EventSourceResponse:
+    async def stream(
+        raw: Request, query: Annotated[StreamQuery, Query()], deadline: Annotated[float, Depends(deadline_of(settings))]
+    ) -> EventSourceResponse:
         """Make a picture and tell every step. Closing the connection stops the work."""
-        resolved = query.to_request().resolved(await backend.capabilities())
-        return EventSourceResponse(
-            events(backend, resolved, query.previews),
-            ping=SECONDS_BETWEEN_SIGNS_OF_LIFE,
-            ping_message_factory=lambda: ServerSentEvent("{}", event="waiting"),
-        )
+        request = query.resolved_by(await backend.capabilities())
+        events = told_as_events(backend, Job((request,), deadline, steps=True, previews=query.previews), native_event)
+        return await event_stream(raw, events, _native_error, ping=ServerSentEvent("{}", event="waiting"))
 
     return routes
 
 
-async def events(backend: Backend, request: ImageRequest, previews: bool) -> AsyncIterator[ServerSentEvent]:
-    try:
-        async for told in backend.stream(request, previews):
-            yield _done(told) if isinstance(told, GeneratedImage) else _step(told)
-    except Exception as error:
-        yield ServerSentEvent(answer_for(error)[1].model_dump_json(), event="error")
+async def event_stream(
+    raw: Request, events: Events, say_error: Callable[[int, ErrorAnswer], ServerSentEvent], ping: ServerSentEvent | None = None
+) -> EventSourceResponse:
+    """The answer, once the first event is there: a refusal before it is an ordinary answer, a failure after it the last event."""
+    first = await anext(events)
+    return EventSourceResponse(
+        _from_the_first(raw, first, events, say_error),
+        ping=SECONDS_BETWEEN_SIGNS_OF_LIFE,
+        ping_message_factory=None if ping is None else lambda: ping,
+        send_timeout=SEND_TIMEOUT_S,
+    )
+
+
+async def _from_the_first(
+    raw: Request, first: ServerSentEvent, events: Events, say_error: Callable[[int, ErrorAnswer], ServerSentEvent]
+) -> Events:
+    async with aclosing(events):
+        try:
+            yield first
+            async for event in events:
+                yield event
+        except Exception as error:
+            status, answer = answer_for(error)
+            raw.state.reason = answer.error
+            yield say_error(status, answer)
+
+
+async def told_as_events(backend: Backend, job: Job, event: Callable[[Queued | Update], ServerSentEvent]) -> Events:
+    async with aclosing(backend.run(job)) as told:
+        async for news in told:
+            yield event(news)
+
+
+def native_event(told: Queued | Update) -> ServerSentEvent:
+    if isinstance(told, Queued):
+        data = {"position": told.position, "expected_wait_s": round(told.expected_wait_s, 3)}
+        return ServerSentEvent(json.dumps(data), event="queued")
+    return _done(told.news) if isinstance(told.news, GeneratedImage) else _step(told.news)
 
 
 def _step(progress: Progress) -> ServerSentEvent:
-    preview = None if progress.preview is None else _base64(progress.preview)
+    preview = None if progress.preview is None else base64.b64encode(progress.preview).decode()
     return ServerSentEvent(json.dumps({"step": progress.step, "total": progress.total, "preview": preview}), event="step")
 
 
 def _done(generated: GeneratedImage) -> ServerSentEvent:
-    data = {"png": _base64(generated.png), "facts": generated.facts.model_dump(mode="json"), "timings": generated.timings}
-    return ServerSentEvent(json.dumps(data), event="done")
+    return ServerSentEvent(json.dumps(as_json(generated)), event="done")
 
 
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+def _native_error(status: int, answer: ErrorAnswer) -> ServerSentEvent:
+    return ServerSentEvent(answer.model_dump_json(), event="error")

@@ -45,7 +45,7 @@ def test_alive_ready_and_capabilities_are_told(client: ImagineClient) -> None:
 def test_until_the_model_has_made_a_picture_the_app_is_alive_but_not_ready(cluster: str, client: ImagineClient) -> None:
     serve_tiny("loading")
     try:
-        loading = ImagineClient(f"{cluster}/loading")
+        loading = ImagineClient(f"{cluster}/loading", retries=0)
         eventually(lambda: requests.get(f"{cluster}/loading/healthz", timeout=30).status_code == 200)
         answer = requests.get(f"{cluster}/loading/readyz", timeout=30)
         assert (answer.status_code, answer.json()["error"]) == (503, "not_ready")
@@ -87,7 +87,7 @@ def test_requests_at_once_run_at_once_and_get_the_pictures_they_would_have_had_a
 def test_a_replica_that_makes_pictures_still_answers_other_calls(client: ImagineClient) -> None:
     model = serve.get_deployment_handle("TextToImage", "imagine")
     long = ImageRequest(prompt="a star", num_inference_steps=150, width=256, height=256).resolved(client.capabilities)
-    pictures = [model.generate.remote(long.model_copy(update={"seed": seed})) for seed in range(3)]
+    pictures = [model.generate.remote([long.model_copy(update={"seed": seed})]) for seed in range(3)]
     assert model.capabilities.remote().result(timeout_s=10) == client.capabilities
     for picture in pictures:
         with pytest.raises(TimeoutError):
@@ -100,8 +100,8 @@ def test_callers_that_leave_give_their_places_to_the_next(client: ImagineClient)
         with pytest.raises(requests.ReadTimeout):
             requests.get(f"{client.base_url}/imagine", LONG | {"seed": str(seed)}, timeout=2)
 
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(leave_after_two_seconds, range(8)))
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(leave_after_two_seconds, range(6)))
     # The pictures nobody waits for any more would take several times as long as this deadline.
     assert requests.get(f"{client.base_url}/imagine", {"prompt": "a star", "num_inference_steps": "1"}, timeout=20).ok
 

@@ -1,0 +1,91 @@
+"""What every request passes before a route sees it: the token, the kind and size of its body; and the version on every answer."""
+
+import hmac
+from collections.abc import Sequence
+
+from pydantic import SecretStr
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.routes.errors import error_response
+from app.schemas import ErrorAnswer, ErrorDetail
+
+OPEN_PATHS = ("/healthz", "/readyz")
+JSON = "application/json"
+
+
+class Doors:
+    """ASGI middleware."""
+
+    def __init__(self, inner: ASGIApp, version: str, tokens: Sequence[SecretStr], max_body_bytes: int) -> None:
+        self._inner = inner
+        self._version = version
+        self._tokens = [token.get_secret_value().encode() for token in tokens]
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+
+        async def with_version(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Imagine-Version"] = self._version
+            await send(message)
+
+        headers = Headers(scope=scope)
+        if not self._may_enter(scope, headers):
+            answer = ErrorAnswer(error="unauthorized", message="this service wants a token: `Authorization: Bearer ...`")
+            await error_response(scope, 401, answer, {"WWW-Authenticate": "Bearer"})(scope, receive, with_version)
+            return
+        if scope["method"] == "POST":
+            receive, refused = await self._body(receive, headers)
+            if refused is not None:
+                await error_response(scope, *refused, {"Connection": "close"})(scope, receive, with_version)
+                return
+        await self._inner(scope, receive, with_version)
+
+    def _may_enter(self, scope: Scope, headers: Headers) -> bool:
+        if not self._tokens or local_path(scope) in OPEN_PATHS:
+            return True
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        same = [hmac.compare_digest(given.strip().encode(), token) for token in self._tokens]  # all, however many fit
+        return kind.lower() == "bearer" and any(same)
+
+    async def _body(self, receive: Receive, headers: Headers) -> tuple[Receive, tuple[int, ErrorAnswer] | None]:
+        """Reads it whole: it is small or refused."""
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self._max_body_bytes:
+            return receive, (413, self._too_large(int(length)))
+        body = bytearray()
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if len(body) > self._max_body_bytes:
+                return receive, (413, self._too_large(len(body)))
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                break
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if body and kind != JSON:
+            detail = ErrorDetail.of("Content-Type", f"must be {JSON}", kind)
+            return receive, (415, ErrorAnswer(error="invalid_request", message=str(detail), details=[detail]))
+        return _replay({**message, "body": bytes(body)}, receive), None
+
+    def _too_large(self, length: int) -> ErrorAnswer:
+        detail = ErrorDetail.of("body", f"must be at most {self._max_body_bytes} bytes", f"{length} bytes or more")
+        return ErrorAnswer(error="invalid_request", message=str(detail), details=[detail])
+
+
+def local_path(scope: Scope) -> str:
+    """Without the prefix that the application is served under."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def _replay(message: Message, receive: Receive) -> Receive:
+    waiting = [message]
+
+    async def replayed() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed
