@@ -18,12 +18,23 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from app import png
-from app.schemas import Capabilities, ErrorAnswer, GeneratedImage, GenerationCancelled, ImageRequest, Progress, Queued, RefusedRequest, SourceError
+from app.schemas import (
+    Capabilities,
+    ErrorAnswer,
+    GeneratedImage,
+    GenerationCancelled,
+    ImageRequest,
+    Progress,
+    Queued,
+    RefusedRequest,
+    SourceError,
+)
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 600.0
 POLL_INTERVAL_S = 0.2
 JITTER = 0.2
+SOON_S = 1.0
 BUSY = ("not_ready", "overloaded", "replica_lost", "deadline_too_short")
 
 Told = Queued | Progress | GeneratedImage | None
@@ -66,7 +77,8 @@ class ServiceFailed(ImagineError):
 class ImagineClient:
     """An `ImageSource`: makes images with the app served at `base_url`. One client serves many threads.
 
-    A busy service is asked again up to `retries` times, each after the seconds it names itself; with 0, `ServiceBusy` is raised at once.
+    A busy service is asked again up to `retries` times, each after the seconds it names itself. Whoever watches the steps gets
+    `ServiceBusy` at once, to show the wait instead of sitting through it.
     `timeout_s` is the longest that the service may take, waiting included; it refuses at once what it could not make in that time.
     """
 
@@ -93,14 +105,17 @@ class ImagineClient:
     ) -> GeneratedImage:
         """See `ImageSource.generate`; also raises `ImagineError`."""
         cancelled = cancel or threading.Event()
-        for attempt in self._attempts(cancelled):
-            with attempt:
-                if cancelled.is_set():
-                    raise GenerationCancelled
-                if on_progress is None and cancel is None:
-                    return self._whole(request)
-                return self._step_by_step(request, on_progress, cancelled, previews)
-        raise AssertionError("an attempt either returns or raises")
+        if on_progress is not None:
+            return self._step_by_step(request, on_progress, cancelled, previews)
+        answer: GeneratedImage = self._retrying(cancelled)(self._quietly, request, cancelled if cancel else None)
+        return answer
+
+    def _quietly(self, request: ImageRequest, cancel: threading.Event | None) -> GeneratedImage:
+        if cancel is None:
+            return self._whole(request)
+        if cancel.is_set():
+            raise GenerationCancelled
+        return self._step_by_step(request, lambda progress: None, cancel, previews=False)
 
     def _whole(self, request: ImageRequest) -> GeneratedImage:
         answer = self._get("/imagine", request.model_dump(exclude_none=True) | {"format": "png"})
@@ -108,7 +123,7 @@ class ImagineClient:
         return self._generated(answer.content, {name: float(milliseconds) / 1000 for name, milliseconds in phases})
 
     def _step_by_step(
-        self, request: ImageRequest, on_progress: Callable[[Progress], None] | None, cancel: threading.Event, previews: bool
+        self, request: ImageRequest, on_progress: Callable[[Progress], None], cancel: threading.Event, previews: bool
     ) -> GeneratedImage:
         with self.stream(request, previews=previews) as told:
             for progress in told:
@@ -116,11 +131,11 @@ class ImagineClient:
                     raise GenerationCancelled
                 if isinstance(progress, GeneratedImage):
                     return progress
-                if isinstance(progress, Progress) and on_progress is not None:
+                if isinstance(progress, Progress):
                     on_progress(progress)
         raise ServiceUnreachable(f"{self.base_url} closed the connection before the picture was ready; the same request can be sent again")
 
-    def _attempts(self, cancel: threading.Event) -> Retrying:
+    def _retrying(self, cancel: threading.Event) -> Retrying:
         return Retrying(
             retry=retry_if_exception_type(ServiceBusy),
             wait=_as_told,
@@ -211,16 +226,16 @@ def _error(answer: requests.Response, told: ErrorAnswer) -> Exception:
 
 
 def _retry_after_s(answer: requests.Response, told: ErrorAnswer) -> float:
-    if told.retry_after_s is not None:
-        return told.retry_after_s
+    """The later one of header and body: a proxy may have its own idea."""
     try:
-        return float(Retry().parse_retry_after(answer.headers.get("Retry-After", "1")))
+        in_header = float(Retry().parse_retry_after(answer.headers.get("Retry-After", "0")))
     except InvalidHeader:
-        return 1.0
+        in_header = 0.0
+    return max(in_header, told.retry_after_s or 0.0) or SOON_S
 
 
 def _as_told(state: RetryCallState) -> float:
     """The seconds that the service named, and a little more, so that those refused together do not come back together."""
     error = state.outcome and state.outcome.exception()
-    seconds = (isinstance(error, ServiceBusy) and error.retry_after_s) or 1.0
+    seconds = (isinstance(error, ServiceBusy) and error.retry_after_s) or SOON_S
     return seconds * (1 + random.random() * JITTER)
