@@ -1,1 +1,7 @@
 """Generation, without Ray, FastAPI or Settings."""
+
+import transformers
+
+# Before diffusers is imported: its import makes transformers warn of optional packages. Later ones quote the
+# ends of prompts that are too long.
+transformers.logging.set_verbosity_error()

@@ -56,9 +56,9 @@ def load(model: str, *, device: str = "cpu", dtype: str = "auto", revision: str 
 
     Raises `CheckpointUnavailable`.
     """
-    # Their warnings speak of optional packages, and quote the ends of prompts that are too long.
-    transformers.logging.set_verbosity_error()
     diffusers.logging.set_verbosity_error()
+    for library in (diffusers, transformers):
+        library.logging.disable_progress_bar()  # of loading from the disk; the hub's own bars of downloads stay
     if dtype == "auto":
         dtype = "float16" if device == "cuda" else "float32"
     known = SHORT_NAMES.get(model, ShortName(location=model))

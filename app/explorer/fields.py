@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 import ipywidgets as widgets
+from traitlets import Unicode
 
 DESCRIPTION_WIDTH = "initial"  # as wide as the label
 
@@ -43,6 +44,12 @@ class Field(widgets.VBox):
         (self.add_class if problem else self.remove_class)("imagine-wrong")
 
 
+class NamedImage(widgets.Image):
+    """A PNG whose tooltip names it for a screen reader. The front end sets a tooltip only on widgets that have a description."""
+
+    description = Unicode("").tag(sync=True)
+
+
 def integer(name: str, label: str, value: int, hint: str, changed: Callable[[], None]) -> Field:
     return Field(name, widgets.IntText(value, description=label, tooltip=hint, style={"description_width": DESCRIPTION_WIDTH}), changed)
 
@@ -55,6 +62,11 @@ def number(name: str, label: str, value: float, hint: str, changed: Callable[[],
 def text(name: str, label: str, value: str, placeholder: str, changed: Callable[[], None]) -> Field:
     style = {"description_width": DESCRIPTION_WIDTH}
     return Field(name, widgets.Text(value, description=label, placeholder=placeholder, tooltip=placeholder, style=style), changed)
+
+
+def choice(name: str, label: str, options: tuple[str, ...], value: str, changed: Callable[[], None]) -> Field:
+    style = {"description_width": DESCRIPTION_WIDTH}
+    return Field(name, widgets.Dropdown(options=options, value=value, description=label, tooltip=label, style=style), changed)
 
 
 def button(label: str, pressed: Callable[[], object], *, hint: str = "", icon: str = "", primary: bool = False) -> widgets.Button:

@@ -8,7 +8,7 @@ from typing import Any
 import ipywidgets as widgets
 from pydantic import ValidationError
 
-from app.explorer.fields import Field, button, fold, integer, number, text
+from app.explorer.fields import Field, button, choice, fold, integer, number, text
 from app.explorer.words import problems
 from app.schemas import MAX_SEED, Capabilities, ErrorDetail, ImageRequest, RefusedRequest
 
@@ -33,15 +33,17 @@ class RequestForm(widgets.VBox):
         self._submit = submit
         self.prompt.widget.on_msg(self._heard)
         self.negative_prompt = text("negative_prompt", "Negative prompt", "", "What the picture must not show", self.check)
+        most = capabilities.max_num_inference_steps
         sides = f"Pixels: a multiple of {capabilities.size_multiple}, at most {capabilities.max_pixels} pixels in all"
         self.width = integer("width", "Width", capabilities.width, sides, self.check)
         self.height = integer("height", "Height", capabilities.height, sides, self.check)
         self.num_inference_steps = integer(
-            "num_inference_steps", "Steps", capabilities.num_inference_steps, "Denoising steps, 1 to 150: more take longer", self.check
+            "num_inference_steps", "Steps", capabilities.num_inference_steps, f"Denoising steps, 1 to {most}: more take longer", self.check
         )
         self.guidance_scale = number(
             "guidance_scale", "Guidance", capabilities.guidance_scale, "How closely to follow the prompt, 0 to 30", self.check
         )
+        self.scheduler = choice("scheduler", "Noise scheduler", capabilities.schedulers, capabilities.scheduler, self.check)
         self.seed = integer("seed", "Seed", secrets.randbelow(MAX_SEED + 1), "Picks the noise that the picture starts from", self.check)
         self.lock = widgets.ToggleButton(icon="unlock", tooltip="Keep the seed: locked, the same settings give the same picture")
         self.lock.observe(lambda change: setattr(self.lock, "icon", "lock" if change["new"] else "unlock"), "value")
@@ -127,7 +129,7 @@ class RequestForm(widgets.VBox):
     def _more(self) -> widgets.Widget:
         numbers = widgets.HBox([self.width, self.height, self.num_inference_steps, self.guidance_scale])
         numbers.add_class("imagine-numbers")
-        return fold("More settings", self.negative_prompt, numbers)
+        return fold("More settings", self.negative_prompt, numbers, self.scheduler)
 
 
 def with_seeds(request: ImageRequest, seeds: range) -> list[ImageRequest]:

@@ -8,7 +8,7 @@ from io import BytesIO
 import ipywidgets as widgets
 from PIL import Image
 
-from app.explorer.fields import button
+from app.explorer.fields import NamedImage, button
 from app.explorer.words import seconds
 from app.explorer.work import Picture
 from app.schemas import GeneratedImage, ImageRequest
@@ -32,7 +32,7 @@ class Tile(widgets.Box):
     def __init__(self, request: ImageRequest, pressed: Callable[["Tile"], None]) -> None:
         self.request = request
         self.generated: GeneratedImage | None = None
-        self.image = widgets.Image(value=BLANK, format="png", tooltip=request.prompt)
+        self.image = NamedImage(value=BLANK, format="png", tooltip=request.prompt)
         self.button = button(f"Show: {request.prompt}, seed {request.seed}", lambda: pressed(self))
         super().__init__([self.image, self.button])
         self.add_class("imagine-tile")
@@ -50,7 +50,7 @@ class Gallery(widgets.VBox):
     def __init__(self, use: Callable[[ImageRequest], object], vary: Callable[[ImageRequest], object]) -> None:
         self.tiles: list[Tile] = []
         self.chosen: Tile | None = None
-        self.large = widgets.Image(value=BLANK, format="png")
+        self.large = NamedImage(value=BLANK, format="png")
         self.facts = widgets.HTML()
         self.use = button(
             "Use settings", lambda: self.chosen and use(self.chosen.request), hint="Put this picture's settings into the form"
@@ -78,7 +78,7 @@ class Gallery(widgets.VBox):
         tiles = [Tile(request, self.choose) for request in requests]
         kept = (tiles + self.tiles)[:MOST_KEPT]
         for tile in self.tiles[len(kept) - len(tiles) :]:
-            tile.close_all()
+            tile.close()
         self._arrange(kept)
         self.choose(tiles[0])
         return tiles
@@ -134,7 +134,7 @@ def facts_table(request: ImageRequest, generated: GeneratedImage | None) -> str:
     if generated is not None:
         facts, notes = generated.facts, generated.facts.warnings
         rows |= {"Scheduler": facts.scheduler, "Model": f"{facts.model} ({facts.revision}), {facts.dtype} on {facts.device}"}
-        phases = {name: taken for name, taken in generated.timings.items() if name not in PHASES_NOT_SHOWN and taken >= 0.005}
+        phases = {name: taken for name, taken in generated.timings.items() if name not in PHASES_NOT_SHOWN and taken >= 0.05}
         if phases:
             rows["Time"] = ", ".join(f"{name} {seconds(taken)}" for name, taken in phases.items())
     body = "".join(f'<tr><th scope="row">{name}</th><td>{escape(value)}</td></tr>' for name, value in rows.items())

@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from app.explorer.examples import example_prompts
-from app.explorer.fields import Field, button, text
+from app.explorer.fields import Field, NamedImage, button, text
 from app.explorer.gallery import download_link
 from app.explorer.progress import ProgressLine
 from app.explorer.sheet import Labels, labelled
@@ -48,7 +48,7 @@ class ComparisonGrid(widgets.VBox):
         self.progress = ProgressLine()
         self.message = widgets.HTML()
         self.message.add_class("imagine-message")
-        self.sheet = widgets.Image(format="png")
+        self.sheet = NamedImage(format="png", tooltip="The pictures of the comparison")
         self.download = widgets.HTML()
         self._box = widgets.VBox()
         self._box.add_class("imagine-sheet")
