@@ -36,6 +36,10 @@ class NotReady(Exception):
     """The model is still loading."""
 
 
+class ModelNotFound(Exception):
+    """Somebody asked for another model than the one that is served: (asked for, served)."""
+
+
 class NotAcceptable(Exception):
     """None of the forms the caller accepts can be made."""
 
@@ -64,10 +68,17 @@ def not_acceptable(error: NotAcceptable) -> ErrorAnswer:
     return ErrorAnswer(error="not_acceptable", message=str(detail), details=[detail])
 
 
+def model_not_found(error: ModelNotFound) -> ErrorAnswer:
+    asked, served = error.args
+    detail = ErrorDetail.of("model", f"must be {served}, which is what this service runs", asked)
+    return ErrorAnswer(error="model_not_found", message=str(detail), details=[detail])
+
+
 # exception -> status, and what is said
 TABLE: dict[type[Exception], tuple[int, Callable[[Any], ErrorAnswer]]] = {
     RequestValidationError: (422, invalid_fields),
     RefusedRequest: (422, refused_request),
+    ModelNotFound: (404, model_not_found),
     NotAcceptable: (406, not_acceptable),
     NotReady: (503, lambda error: LOADING),
     Overloaded: (503, overloaded),
@@ -96,7 +107,9 @@ def error_response(scope: Scope, status: int, answer: ErrorAnswer, headers: Mapp
     told = {"Cache-Control": "no-store", **(headers or {})}
     if answer.retry_after_s is not None:
         told["Retry-After"] = str(max(1, math.ceil(answer.retry_after_s)))
-    return JSONResponse(answer.model_dump() if native else openai_shape(status, answer), status, headers=told)
+    if native:
+        return JSONResponse(answer.model_dump(), status, headers=told)
+    return JSONResponse(openai_shape(status, answer), 400 if status == 422 else status, headers=told)
 
 
 def openai_shape(status: int, answer: ErrorAnswer) -> dict[str, Any]:

@@ -1,8 +1,180 @@
-from fastapi import APIRouter
+"""OpenAI's dialect: `POST /v1/images/generations`, streaming included, and `GET /v1/models`. Only here are its words spoken."""
 
-from app.routes.backend import Backend
+import asyncio
+import base64
+import json
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from app.routes import caching, rendering
+from app.routes.backend import Backend, Job, make
+from app.routes.errors import ModelNotFound, openai_shape
+from app.routes.imagine import deadline_of
+from app.routes.openai_fields import FIELDS, GenerationsBody
+from app.routes.stream import Events, event_stream, told_as_events
+from app.schemas import Capabilities, ErrorAnswer, GeneratedImage, ImageRequest, Progress, Queued, Update
 from app.settings import Settings
+
+OWNER = "imagine"
+NO_TOKENS = {"total_tokens": 0, "input_tokens": 0, "output_tokens": 0, "input_tokens_details": {"text_tokens": 0, "image_tokens": 0}}
+
+
+class Problem(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ProblemAnswer(BaseModel):
+    error: Problem
+
+
+class Picture(BaseModel):
+    b64_json: str | None = None
+    url: str | None = None
+    seed: int
+
+
+class PicturesAnswer(BaseModel):
+    created: int
+    background: str = "opaque"
+    output_format: str
+    quality: str
+    size: str
+    data: list[Picture]
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = OWNER
+
+
+class Models(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ProblemAnswer, "description": description}
+    for status, description in {
+        400: "A field breaks a rule",
+        401: "The service wants a token, or another one",
+        404: "Another model than the served one",
+        413: "The body is too large",
+        415: "The body is not JSON",
+        503: "Loading, or too busy; `Retry-After` says when to come back",
+        504: "The pictures were not ready in the time the request was given",
+    }.items()
+}
+UNUSED: dict[int | str, dict[str, Any]] = {422: {"model": ProblemAnswer, "description": "Never: a field that breaks a rule is a 400 here"}}
 
 
 def router(backend: Backend, settings: Settings) -> APIRouter:
-    return APIRouter()
+    routes = APIRouter(prefix="/v1", tags=["OpenAI's dialect"])
+
+    @routes.get("/models", responses={code: ERRORS[code] for code in (401, 503)})
+    async def models() -> Models:
+        """The one model that is served."""
+        return Models(data=[Model(id=(await backend.capabilities()).model)])
+
+    @routes.get("/models/{model:path}", responses={**{code: ERRORS[code] for code in (401, 404, 503)}, **UNUSED})
+    async def one_model(model: str) -> Model:
+        refuse_other_model(model, await backend.capabilities())
+        return Model(id=model)
+
+    @routes.post(
+        "/images/generations",
+        response_model=PicturesAnswer,
+        response_model_exclude_none=True,
+        responses={
+            200: {"content": {"text/event-stream": {}}, "description": "Pictures, or with `stream` their events"},
+            **ERRORS,
+            **UNUSED,
+        },
+        description=f"Make pictures, asked for as OpenAI's clients ask.\n{FIELDS}",
+    )
+    async def generations(
+        raw: Request, body: GenerationsBody, deadline: Annotated[float, Depends(deadline_of(settings))]
+    ) -> PicturesAnswer | EventSourceResponse:
+        capabilities = await backend.capabilities()
+        refuse_other_model(body.model, capabilities)
+        requests = body.to_requests(capabilities, settings.max_batch_size)
+        if body.stream:
+            partial = body.partial_images or 0
+            job = Job(requests, deadline, steps=True, previews=partial > 0)
+            return await event_stream(raw, events(backend, job, body, partial), problem_event)
+        if body.response_format == "url":
+            prefix = str(raw.base_url).rstrip("/")
+            pictures = [Picture(url=caching.permalink(prefix, one, capabilities, body.form), seed=one.seed or 0) for one in requests]
+        else:
+            made = await make(backend, Job(requests, deadline))
+            encoded = [await asyncio.to_thread(in_base64, one.png, body) for one in made.pictures]
+            pictures = [Picture(b64_json=data, seed=one.seed or 0) for data, one in zip(encoded, requests, strict=True)]
+        return PicturesAnswer(created=int(time.time()), data=pictures, **about(body, requests[0]))
+
+    return routes
+
+
+async def events(backend: Backend, job: Job, body: GenerationsBody, partial: int) -> Events:
+    """A comment first, so that a refusal can be an ordinary answer; then partial images and pictures."""
+    turns = [Partials(partial) for _ in job.requests]
+    told = told_as_events(backend, job, lambda news: _event(news, turns, job, body))
+    async for event in told:
+        yield event
+
+
+class Partials:
+    """Which steps show a partial image: `number` of them, evenly spread."""
+
+    def __init__(self, number: int) -> None:
+        self._number, self.shown = number, 0
+
+    def is_due(self, progress: Progress) -> bool:
+        if progress.preview is None or progress.step == progress.total or self.shown == self._number:
+            return False
+        return progress.step >= progress.total * (self.shown + 1) / (self._number + 1)
+
+
+def _event(news: Queued | Update, turns: list[Partials], job: Job, body: GenerationsBody) -> ServerSentEvent:
+    if isinstance(news, Queued):
+        return ServerSentEvent(comment=f"queued at {news.position}, {news.expected_wait_s:.1f} s to go")
+    request, turn = job.requests[news.index], turns[news.index]
+    if isinstance(news.news, GeneratedImage):
+        return _picture_event("completed", in_base64(news.news.png, body), body, request, {"usage": NO_TOKENS})
+    if not turn.is_due(news.news):
+        return ServerSentEvent(comment=f"step {news.news.step} of {news.news.total}")
+    picture = rendering.enlarged(news.news.preview or b"", request.width or 0, request.height or 0)
+    turn.shown += 1
+    return _picture_event("partial_image", in_base64(picture, body), body, request, {"partial_image_index": turn.shown - 1})
+
+
+def _picture_event(
+    name: Literal["partial_image", "completed"], data: str, body: GenerationsBody, request: ImageRequest, more: dict[str, Any]
+) -> ServerSentEvent:
+    kind = f"image_generation.{name}"
+    told = {"type": kind, "b64_json": data, "created_at": int(time.time()), "background": "opaque", "seed": request.seed}
+    return ServerSentEvent(json.dumps({**told, **about(body, request), **more}), event=kind)
+
+
+def problem_event(status: int, answer: ErrorAnswer) -> ServerSentEvent:
+    return ServerSentEvent(json.dumps(openai_shape(status, answer)), event="error")
+
+
+def about(body: GenerationsBody, request: ImageRequest) -> dict[str, str]:
+    return {"output_format": body.form, "quality": body.quality or "auto", "size": f"{request.width}x{request.height}"}
+
+
+def in_base64(png: bytes, body: GenerationsBody) -> str:
+    return base64.b64encode(rendering.encoded(png, body.form, body.compression)).decode()
+
+
+def refuse_other_model(model: str | None, capabilities: Capabilities) -> None:
+    if model is not None and model != capabilities.model:
+        raise ModelNotFound(model, capabilities.model)

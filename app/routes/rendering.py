@@ -39,6 +39,13 @@ def encoded(png: bytes, form: Format, quality: int = QUALITY) -> bytes:
     return file.getvalue()
 
 
+def enlarged(preview: bytes, width: int, height: int) -> bytes:
+    """A preview in the size of the picture to be, as PNG."""
+    file = io.BytesIO()
+    Image.open(io.BytesIO(preview)).resize((width, height), Image.Resampling.BICUBIC).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
 def as_json(generated: GeneratedImage) -> dict[str, Any]:
     """The PNG in base64, how it was made, and the seconds each phase took."""
     return {
