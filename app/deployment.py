@@ -37,16 +37,18 @@ class TextToImage:
     """A replica is up once its model is loaded and has made a picture."""
 
     def __init__(self, settings: Settings) -> None:
-        import torch  # only replicas need it: whoever builds the application need not load it
-
-        from app.engine import checkpoint
+        from app.engine import checkpoint  # with torch, which only replicas need: whoever builds the application need not load it
         from app.engine.engine import ImageEngine
 
         if settings.device == "cuda" and not ray.get_gpu_ids():
             raise RuntimeError("device=cuda, but Ray gave this replica no GPU")
-        if settings.device == "cpu":
-            torch.set_num_threads(settings.cpu_threads or 1)
-        loaded = checkpoint.load(settings.model, device=settings.device, dtype=settings.dtype, revision=settings.revision)
+        loaded = checkpoint.load(
+            settings.model,
+            device=settings.device,
+            dtype=settings.dtype,
+            revision=settings.revision,
+            cpu_threads=settings.cpu_threads if settings.device == "cpu" else None,  # Ray would leave it as few as it gave CPUs
+        )
         self._counts = counts = Counts()
         self._engine = ImageEngine(
             loaded,

@@ -21,6 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import app.engine  # noqa: F401 (before torch)
+
+# isort: split
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
