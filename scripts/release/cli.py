@@ -1,0 +1,219 @@
+"""The command line of scripts/rollout.py."""
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import typer
+import yaml
+
+from scripts.release import options, plan, serve_config, smoke
+from scripts.release.connect import connect, has_account
+from scripts.release.options import SERVICE_FILE, Kind
+from scripts.release.outcome import Exit, Refused, Unreachable
+from scripts.release.package import members, staged, version_name
+from scripts.release.rollout import Patience, Rollout
+from scripts.release.service import Service, commit_on_the_hub, read
+from scripts.release.target import GOING_BACK, Observed
+from scripts.release.tell import Teller
+
+DASHBOARD, SERVED = "http://127.0.0.1:8265", "http://127.0.0.1:8000"
+
+
+commands = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@commands.command("plan")
+def plan_(
+    file: options.FileOption = SERVICE_FILE,
+    target: options.TargetOption = Kind.ANYSCALE,
+    sets: options.SetOption = None,
+    version: options.VersionOption = None,
+    quick: options.QuickOption = False,
+    canary: options.CanaryOption = "",
+    address: options.AddressOption = DASHBOARD,
+    url: options.UrlOption = SERVED,
+    image: options.ImageOption = "",
+    dry_run: options.DryOption = False,
+) -> None:
+    """Check file, settings and upload, and tell what a deploy would do. Changes nothing, and needs no account."""
+    service = _service(file, sets, version, quick=quick, allow_dirty=True)
+    _tell_plan(file.parent, service, target, options.canary_steps(canary), image)
+    if target is Kind.RAY or (target is Kind.ANYSCALE and has_account()):
+        typer.echo(plan.compared(service, connect(target, service, address, url).observe()))
+    elif target is Kind.ANYSCALE:
+        typer.echo("running   not asked: there is no token (ANYSCALE_CLI_TOKEN, or anyscale login)")
+
+
+@commands.command()
+def deploy(
+    file: options.FileOption = SERVICE_FILE,
+    target: options.TargetOption = Kind.ANYSCALE,
+    sets: options.SetOption = None,
+    version: options.VersionOption = None,
+    allow_dirty: options.DirtyOption = False,
+    quick: options.QuickOption = False,
+    canary: options.CanaryOption = "",
+    requests: options.RequestsOption = 20,
+    p95_limit_s: options.P95Option = 30.0,
+    timeout_s: options.TimeoutOption = 1800.0,
+    poll_s: options.PollOption = 5.0,
+    address: options.AddressOption = DASHBOARD,
+    url: options.UrlOption = SERVED,
+    no_upload: options.NoUploadOption = False,
+    image: options.ImageOption = "",
+    dry_run: options.DryOption = False,
+) -> None:
+    """Deploy this commit, prove it, and take it back if the proof fails. The default."""
+    service = _service(file, sets, version, quick=quick, allow_dirty=allow_dirty or dry_run or target is Kind.KUBERAY)
+    steps = options.canary_steps(canary)
+    _tell_plan(file.parent, service, target, steps, image)
+    if target is Kind.KUBERAY:
+        return
+    if dry_run:
+        typer.echo(
+            f"dry run   would deploy {service.version}, then wait, check {requests} pictures at each step, and go back on any failure"
+        )
+        return
+    tell = Teller()
+    place = connect(target, service, address, url, upload=not no_upload)
+    limits = smoke.Limits(requests=requests, p95_s=p95_limit_s)
+    with staged(file.parent) as folder:
+        rollout = Rollout(
+            place,
+            service.pinned(commit_on_the_hub),
+            folder,
+            tell,
+            check=lambda seen: smoke.check(seen.url, seen.token, service.version, limits, tell.say),
+            steps=steps,
+            patience=Patience(timeout_s, poll_s),
+        )
+        try:
+            raise typer.Exit(rollout.run())
+        except KeyboardInterrupt:
+            tell.say(f"interrupted: {rollout.stage}. Go on: the same command again. Look: python scripts/rollout.py status.")
+            tell.say("Go back: python scripts/rollout.py rollback")
+            raise typer.Exit(Exit.INTERRUPTED) from None
+
+
+@commands.command()
+def status(
+    file: options.FileOption = SERVICE_FILE,
+    target: options.TargetOption = Kind.ANYSCALE,
+    address: options.AddressOption = DASHBOARD,
+    url: options.UrlOption = SERVED,
+    dry_run: options.DryOption = False,
+) -> None:
+    """What runs, in which version, with which share of the traffic."""
+    service = _service(file, (), "status", quick=False, allow_dirty=True)
+    if dry_run:
+        typer.echo(f"dry run   would ask for the state of {service.name}")
+        return
+    observed = connect(target, service, address, url).observe()
+    typer.echo(f"{service.name}: no such service is running" if observed is None else f"{service.name}: {observed} at {observed.url}")
+
+
+@commands.command()
+def rollback(
+    file: options.FileOption = SERVICE_FILE,
+    target: options.TargetOption = Kind.ANYSCALE,
+    timeout_s: options.TimeoutOption = 1800.0,
+    poll_s: options.PollOption = 5.0,
+    address: options.AddressOption = DASHBOARD,
+    url: options.UrlOption = SERVED,
+    dry_run: options.DryOption = False,
+) -> None:
+    """Stop the rollout that is going on: the primary version gets all traffic again."""
+    service = _service(file, (), "rollback", quick=False, allow_dirty=True)
+    if dry_run and target is Kind.ANYSCALE and not has_account():
+        typer.echo(f"dry run   would stop the rollout of {service.name} that is going on, and wait for its primary version")
+        return
+    tell = Teller()
+    place = connect(target, service, address, url)
+    observed = place.observe()
+    primary = _to_go_back_to(service.name, observed)
+    if dry_run:
+        typer.echo(f"dry run   would go back to {primary}; now: {observed}")
+        return
+    rollout = Rollout(place, service, file.parent, tell, check=lambda seen: None, patience=Patience(timeout_s, poll_s))
+    raise typer.Exit(rollout.back_to(primary))
+
+
+@commands.command()
+def terminate(
+    file: options.FileOption = SERVICE_FILE,
+    target: options.TargetOption = Kind.ANYSCALE,
+    address: options.AddressOption = DASHBOARD,
+    url: options.UrlOption = SERVED,
+    yes: options.YesOption = False,
+    dry_run: options.DryOption = False,
+) -> None:
+    """End the service: no version serves any more."""
+    service = _service(file, (), "terminate", quick=False, allow_dirty=True)
+    if dry_run:
+        typer.echo(f"dry run   would end {service.name}: nothing would serve at its address any more")
+        return
+    if not yes:
+        raise Refused(f"this ends {service.name} for everybody who calls it; if that is meant, add --yes")
+    connect(target, service, address, url).terminate()
+    typer.echo(f"{service.name} is being ended")
+
+
+def main(argv: Sequence[str] | None = None, help_text: str | None = None) -> int:
+    """Exit status; see `Exit`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or (arguments[0].startswith("-") and arguments[0] != "--help"):
+        arguments.insert(0, "deploy")
+    commands.info.help = help_text and "\b\n" + help_text.replace("\n\n", "\n\n\b\n")
+    tell = Teller()
+    try:
+        with _sigterm_like_ctrl_c():
+            commands(args=arguments, prog_name="rollout.py")
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except Refused as error:
+        tell.say(f"refused: {error}. Nothing was changed.")
+        return Exit.REFUSED
+    except Unreachable as error:
+        tell.say(f"no answer: {error}.")
+        return Exit.UNREACHABLE
+    return Exit.DONE
+
+
+def _service(file: Path, sets: Sequence[str] | None, version: str | None, *, quick: bool, allow_dirty: bool) -> Service:
+    return read(file, version_name(file.parent, version, allow_dirty=allow_dirty), options.overrides(sets), quick=quick)
+
+
+def _tell_plan(root: Path, service: Service, target: Kind, steps: tuple[int, ...], image: str) -> None:
+    if target is Kind.KUBERAY:
+        manifest = serve_config.ray_service(service, image or f"{service.name}:{service.version}")
+        typer.echo(yaml.safe_dump(manifest, sort_keys=False), nl=False)
+        return
+    with staged(root) as folder:
+        typer.echo(plan.plan(service, members(folder, service.excludes), steps))
+
+
+def _to_go_back_to(name: str, observed: Observed | None) -> str:
+    """Raises `Refused` if there is nothing to stop."""
+    if observed is None or observed.primary is None:
+        raise Refused(f"there is no version of {name} to go back to")
+    if observed.canary is None and observed.state != GOING_BACK:
+        raise Refused(f"no rollout of {name} is going on ({observed}); to go back to an earlier commit, check it out and deploy it")
+    return observed.primary.name
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Being stopped by a machine is as safe as being stopped by a person."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,66 @@
+"""The options that the commands share."""
+
+import re
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scripts.release.outcome import Refused
+from scripts.release.package import ROOT
+from scripts.release.target import ALL
+
+
+class Kind(StrEnum):
+    ANYSCALE = "anyscale"
+    RAY = "ray"
+    KUBERAY = "kuberay"
+
+
+SERVICE_FILE = ROOT / "service.yaml"
+FileOption = Annotated[Path, typer.Option("--file", "-f", help="The service config.", show_default="service.yaml")]
+TargetOption = Annotated[Kind, typer.Option("--target", help="Where to.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of app/settings.py, in place of that in args.")
+]
+VersionOption = Annotated[str | None, typer.Option("--version", metavar="NAME", help="In place of the commit.")]
+DirtyOption = Annotated[bool, typer.Option("--allow-dirty", help="Roll out changes that are in no commit.")]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="A trial without building an image: every replica installs the packages itself.")
+]
+CanaryOption = Annotated[
+    str, typer.Option("--canary", metavar="P,P,...", help="Percentages of the traffic, checked one after the other, such as 10,50.")
+]
+AddressOption = Annotated[str, typer.Option("--address", help="Of the cluster's dashboard, for --target ray.")]
+UrlOption = Annotated[str, typer.Option("--url", help="Where the cluster serves, for --target ray.")]
+NoUploadOption = Annotated[bool, typer.Option("--no-upload", help="The cluster has the code already, for --target ray.")]
+ImageOption = Annotated[str, typer.Option("--image", help="Built from the container recipe, for --target kuberay.")]
+RequestsOption = Annotated[int, typer.Option("--requests", min=20, help="Pictures whose time is measured.")]
+P95Option = Annotated[float, typer.Option("--p95-limit-s", min=0.001, help="Longest 95th percentile of a picture's time, in seconds.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout-s", min=0, help="How long a version may take to come up.")]
+PollOption = Annotated[float, typer.Option("--poll-s", min=0.01, help="Seconds between two looks at the state.")]
+DryOption = Annotated[bool, typer.Option("--dry-run", help="Change nothing; tell what would be done.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+def overrides(assignments: Sequence[str] | None) -> dict[str, str]:
+    """`["model=tiny"]` to `{"model": "tiny"}`. Raises `Refused`."""
+    assignments = assignments or ()
+    for one in assignments:
+        if "=" not in one:
+            raise Refused(f"--set takes FIELD=VALUE, got {one!r}")
+    return dict(one.split("=", 1) for one in assignments)
+
+
+def canary_steps(text: str) -> tuple[int, ...]:
+    """`"10,50"` to `(10, 50, 100)`. Raises `Refused`."""
+    if not text:
+        return ()
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise Refused(f"--canary takes percentages such as 10,50, got {text!r}")
+    steps = [int(percent) for percent in text.split(",")]
+    if steps != sorted(set(steps)) or not 1 <= steps[0] <= steps[-1] <= ALL:
+        raise Refused(f"--canary takes percentages from 1 to 100, each higher than the one before, got {text!r}")
+    return tuple(steps) if steps[-1] == ALL else (*steps, ALL)

@@ -1,0 +1,82 @@
+"""What a rollout would do, told before it does anything."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.release.package import Member
+from scripts.release.service import Service
+from scripts.release.target import Observed
+
+COMPARED = ("applications", "http_options", "logging_config", "compute_config", "image_uri", "query_auth_token_enabled")
+NOT_COMPARED = frozenset({"runtime_env", "version", "tokens"})
+
+
+def plan(service: Service, members: Sequence[Member], steps: Sequence[int]) -> str:
+    settings = service.settings
+    revision = f" at {settings.revision}" if settings.revision else ""
+    lines = [
+        f"service   {service.name}, version {service.version}",
+        f"model     {settings.model}{revision} on {settings.device}",
+        f"replicas  {settings.min_replicas} to {settings.max_replicas or 'as many as the device suggests'}; {_nodes(service)}",
+        f"image     {_image(service)}",
+        f"upload    {len(members)} files, {sum(member.size for member in members) / 1024:.0f} kB: {_folders(members)}",
+        f"traffic   {_traffic(steps)}",
+        "access    "
+        + ("callers need the service's token" if service.fields.get("query_auth_token_enabled", True) else "open to everybody"),
+    ]
+    return "\n".join(lines)
+
+
+def compared(service: Service, observed: Observed | None) -> str:
+    """How the version differs from the one that serves now."""
+    if observed is None or observed.primary is None:
+        return f"running   nothing: this would be the first version of {service.name}"
+    old = _plain(observed.primary.deployed)
+    new = service.fields
+    changed = [line for key in COMPARED if key in new for line in _differences(key, old.get(key), new[key])]
+    return "\n".join([f"running   {observed}", *(f"change    {line}" for line in changed or ["none but the code"])])
+
+
+def _plain(deployed: object) -> dict[str, Any]:
+    """The fields of a `ServiceConfig`, or of an application of a Serve config."""
+    if isinstance(deployed, Mapping):
+        return {"applications": [dict(deployed)]}
+    return dict(deployed.to_dict()) if hasattr(deployed, "to_dict") else {}
+
+
+def _differences(path: str, old: object, new: object) -> Iterator[str]:
+    if isinstance(new, Mapping) and isinstance(old, Mapping | None):
+        for key in new:
+            if key not in NOT_COMPARED:
+                yield from _differences(f"{path}.{key}", (old or {}).get(key), new[key])
+    elif isinstance(new, list) and isinstance(old, list) and len(new) == len(old):
+        for number, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(f"{path}[{number}]", one, other)
+    elif old != new and str(old) != str(new):
+        yield f"{path}: {'unset' if old is None else old} -> {new}"
+
+
+def _nodes(service: Service) -> str:
+    groups = (service.fields.get("compute_config") or {}).get("worker_nodes") or []
+    told = [f"{group['instance_type']}, {group.get('min_nodes', 0)} to {group.get('max_nodes', 10)} nodes" for group in groups]
+    return "; ".join(told) or "nodes as the cloud chooses them"
+
+
+def _image(service: Service) -> str:
+    recipe = service.fields.get("containerfile")
+    if recipe:
+        base = re.search(r"^FROM (\S+)", Path(recipe).read_text(), re.MULTILINE)
+        return f"built from {Path(recipe).parent.name}/{Path(recipe).name} on {base[1] if base else 'nothing'}"
+    return f"{service.fields.get('image_uri')} and {len(service.fields.get('requirements', []))} packages installed by each replica"
+
+
+def _folders(members: Sequence[Member]) -> str:
+    return ", ".join(sorted({"/".join(member.name.split("/")[:2]) for member in members}))
+
+
+def _traffic(steps: Sequence[int]) -> str:
+    if not steps:
+        return "moved by the platform in its own steps, checked when the new version has all of it"
+    return "moved to " + ", ".join(f"{percent} %" for percent in steps) + ", checked at each step"
