@@ -61,7 +61,7 @@ def serve_until_stopped(args: argparse.Namespace) -> int:
     from pydantic import ValidationError
     from ray import serve
 
-    from app import entrypoint
+    from app import entrypoint, startup
     from app.client import ImagineClient
     from app.settings import Settings
 
@@ -81,7 +81,8 @@ def serve_until_stopped(args: argparse.Namespace) -> int:
             try:
                 serve.run(entrypoint(settings))
             except RuntimeError as error:
-                print(f"The app could not start: {_why(error)}", file=sys.stderr)
+                why = startup.replica_log() or [str(error)]
+                print(f"The app could not start: {why[-1].strip()}", file=sys.stderr)
                 return 1
             client = ImagineClient(f"http://127.0.0.1:{args.port}")
             client.wait_until_ready()
@@ -117,20 +118,6 @@ def _tell(base_url: str, prompt: str, times: dict[str, float]) -> None:
         "Stop: Ctrl-C",
     ]
     print("", *lines, sep="\n", flush=True)
-
-
-def _why(error: Exception) -> str:
-    """The last line of a replica's own traceback, if Serve has one."""
-    from ray import serve
-
-    messages = [
-        deployment.message
-        for application in serve.status().applications.values()
-        for deployment in application.deployments.values()
-        if "Traceback" in deployment.message
-    ]
-    lines = [line for message in messages for line in message.strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else str(error)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "client": {"png", "schemas"},
     "engine": {"png", "schemas", "engine"},
     "deployment": {"engine", "schemas", "settings"},
+    "startup": set(),
     "explorer": {"schemas", "png", "explorer"},
     "routes": {"schemas", "settings", "routes"},
 }

@@ -1,0 +1,48 @@
+"""Start the app from a program or a notebook of one's own, and learn why when it does not start."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray import serve
+
+LINES_TOLD = 25  # of a replica's log
+
+
+class AppNotStarted(RuntimeError):
+    """The app could not start; the message is the end of its own log."""
+
+
+@contextmanager
+def telling_why() -> Iterator[None]:
+    """Around `serve.run`, whose error says only that a deployment failed: raises `AppNotStarted` in its place."""
+    try:
+        yield
+    except RuntimeError as error:
+        log = replica_log()
+        raise AppNotStarted("\n".join([str(error), *log[-LINES_TOLD:]])) from None
+
+
+def replica_log() -> list[str]:
+    """The lines that replicas of an app which failed have left: a traceback, its reason last."""
+    messages = [
+        deployment.message
+        for application in serve.status().applications.values()
+        for deployment in application.deployments.values()
+        if "Traceback" in deployment.message
+    ]
+    return [line for message in messages for line in message.strip().splitlines() if line.strip()]
+
+
+def free_port(wanted: int = 8000) -> int:
+    """`wanted` if nothing on this machine listens there, else one that is free."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found: int = probe.getsockname()[1]
+            return found
+    raise OSError("no port is free on 127.0.0.1")
