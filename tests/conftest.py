@@ -17,7 +17,7 @@ from app.engine.engine import ImageEngine
 from app.settings import PREFIX
 
 REPOSITORY = Path(__file__).parent.parent
-GROUP_ORDER = ("tests/engine", "tests/tiny", "tests/notebook", "tests/cluster", "tests/scripts", "README.ipynb")
+GROUP_ORDER = ("tests/engine", "tests/tiny", "tests/notebook", "tests/cluster", "tests/scripts", "tests/rollout", "README.ipynb")
 
 
 @pytest.fixture(autouse=True)

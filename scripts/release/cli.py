@@ -8,7 +8,6 @@ from pathlib import Path
 from types import FrameType
 
 import typer
-import yaml
 
 from scripts.release import options, plan, serve_config, smoke
 from scripts.release.connect import connect, has_account
@@ -37,11 +36,12 @@ def plan_(
     address: options.AddressOption = DASHBOARD,
     url: options.UrlOption = SERVED,
     image: options.ImageOption = "",
+    working_dir: options.WorkingDirOption = None,
     dry_run: options.DryOption = False,
 ) -> None:
     """Check file, settings and upload, and tell what a deploy would do. Changes nothing, and needs no account."""
     service = _service(file, sets, version, quick=quick, allow_dirty=True)
-    _tell_plan(file.parent, service, target, options.canary_steps(canary), image)
+    _tell_plan(file.parent, service, target, options.canary_steps(canary), image, working_dir)
     if target is Kind.RAY or (target is Kind.ANYSCALE and has_account()):
         typer.echo(plan.compared(service, connect(target, service, address, url).observe()))
     elif target is Kind.ANYSCALE:
@@ -65,12 +65,13 @@ def deploy(
     url: options.UrlOption = SERVED,
     no_upload: options.NoUploadOption = False,
     image: options.ImageOption = "",
+    working_dir: options.WorkingDirOption = None,
     dry_run: options.DryOption = False,
 ) -> None:
     """Deploy this commit, prove it, and take it back if the proof fails. The default."""
     service = _service(file, sets, version, quick=quick, allow_dirty=allow_dirty or dry_run or target is Kind.KUBERAY)
     steps = options.canary_steps(canary)
-    _tell_plan(file.parent, service, target, steps, image)
+    _tell_plan(file.parent, service, target, steps, image, working_dir)
     if target is Kind.KUBERAY:
         return
     if dry_run:
@@ -187,10 +188,10 @@ def _service(file: Path, sets: Sequence[str] | None, version: str | None, *, qui
     return read(file, version_name(file.parent, version, allow_dirty=allow_dirty), options.overrides(sets), quick=quick)
 
 
-def _tell_plan(root: Path, service: Service, target: Kind, steps: tuple[int, ...], image: str) -> None:
+def _tell_plan(root: Path, service: Service, target: Kind, steps: tuple[int, ...], image: str, working_dir: str | None) -> None:
     if target is Kind.KUBERAY:
-        manifest = serve_config.ray_service(service, image or f"{service.name}:{service.version}")
-        typer.echo(yaml.safe_dump(manifest, sort_keys=False), nl=False)
+        manifest = serve_config.ray_service(service, image or f"{service.name}:{service.version}", working_dir)
+        typer.echo(serve_config.as_text(manifest), nl=False)
         return
     with staged(root) as folder:
         typer.echo(plan.plan(service, members(folder, service.excludes), steps))

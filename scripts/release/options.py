@@ -37,6 +37,9 @@ AddressOption = Annotated[str, typer.Option("--address", help="Of the cluster's 
 UrlOption = Annotated[str, typer.Option("--url", help="Where the cluster serves, for --target ray.")]
 NoUploadOption = Annotated[bool, typer.Option("--no-upload", help="The cluster has the code already, for --target ray.")]
 ImageOption = Annotated[str, typer.Option("--image", help="Built from the container recipe, for --target kuberay.")]
+WorkingDirOption = Annotated[
+    str | None, typer.Option("--working-dir", help="URI of a zip of the code, for --target kuberay; without one the image holds the code.")
+]
 RequestsOption = Annotated[int, typer.Option("--requests", min=20, help="Pictures whose time is measured.")]
 P95Option = Annotated[float, typer.Option("--p95-limit-s", min=0.001, help="Longest 95th percentile of a picture's time, in seconds.")]
 TimeoutOption = Annotated[float, typer.Option("--timeout-s", min=0, help="How long a version may take to come up.")]

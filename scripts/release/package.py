@@ -28,17 +28,21 @@ class Member:
 
 
 def version_name(root: Path, given: str | None, *, allow_dirty: bool) -> str:
-    """The one given, else the commit: `1a2b3c4d5e6f`, or `1a2b3c4d5e6f-dirty-01234567` with a digest of the changed files.
+    """The one given, else the commit: `1a2b3c4d5e6f`, or `1a2b3c4d5e6f-dirty-01234567` with a digest of all files.
 
-    Raises `Refused` for a tree with changes unless those are allowed.
+    Raises `Refused` for files that are in no commit, unless those are allowed.
     """
     if given is not None:
         if not NAME.fullmatch(given):
             raise Refused(f"--version must be 1 to 64 letters, digits or any of ._+-, got {given!r}")
         return given
     commit = _git(root, "rev-parse", "--short=12", "HEAD")
+    if commit is None and allow_dirty:
+        return f"files-{_digest(root)[:12]}"
     if commit is None:
-        raise Refused("this folder is no git checkout with a commit, so there is no commit to name the version after; pass --version NAME")
+        raise Refused(
+            "this folder is no git checkout, so there is no commit to name the version after; pass --version NAME or --allow-dirty"
+        )
     changed = (_git(root, "status", "--porcelain", "--untracked-files=all") or "").splitlines()
     if not changed:
         return commit

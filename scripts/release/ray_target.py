@@ -6,8 +6,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import requests
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+from ray.exceptions import AuthenticationError
 
 from scripts.release.outcome import Refused, Unreachable
 from scripts.release.serve_config import serve_config
@@ -46,7 +46,7 @@ class RayTarget:
             uploaded: dict[str, Any] = {"working_dir": str(folder), "excludes": service.excludes}
             if self._upload:
                 self._cluster._upload_working_dir_if_needed(uploaded)
-            config = serve_config(service, uploaded["working_dir"] if self._upload else None)
+            config = serve_config(service, uploaded["working_dir"] if self._upload else None, self._url)
         self._put(config["applications"][0], {name: value for name, value in config.items() if name != "applications"})
 
     def shift(self, shares: Sequence[tuple[str, int]]) -> None:
@@ -98,10 +98,12 @@ def _reason(application: dict[str, Any]) -> str:
 def _translated(address: str) -> Iterator[None]:
     try:
         yield
-    except (ConnectionError, requests.RequestException) as error:
-        raise Unreachable(f"no Ray dashboard answers at {address}") from error
-    except (RuntimeError, ValueError) as error:
-        text = str(error)
-        if "status code 5" in text:
-            raise Unreachable(f"the Ray dashboard at {address} failed: {text[:300]}") from error
-        raise Refused(text[:1000]) from error
+    except AuthenticationError as error:
+        raise Refused(
+            f"the cluster at {address} wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN if it is not in ~/.ray"
+        ) from error
+    except (RuntimeError, ValueError, OSError) as error:  # what requests raises is an OSError
+        text = str(error)[:1000]
+        if isinstance(error, OSError) or "status code 5" in text:
+            raise Unreachable(f"no Ray dashboard answers at {address} ({text[:200]})") from error
+        raise Refused(text) from error

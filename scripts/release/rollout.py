@@ -98,7 +98,7 @@ class Rollout:
     def _steps(self, before: Observed | None, under_way: bool) -> list[int | None]:
         if not self._wanted_steps or not self._target.takes_canaries:
             return [None]
-        if before is None or before.primary is None:
+        if before is None or before.primary is None or before.primary.name == self._version:
             self._tell.say("there is no version yet that could share the traffic: no canary")
             return [None]
         done = (before.canary.percent or 0) if under_way and before.canary else 0

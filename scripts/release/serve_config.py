@@ -1,14 +1,21 @@
 """The same application for any Ray cluster: a Serve config, and a RayService of KubeRay around it."""
 
 from typing import Any
+from urllib.parse import urlsplit
 
-from scripts.release.service import Service
+import yaml
 
+from scripts.release.service import Service, requirements
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost"})
 ALL_AT_ONCE = 100  # percent: a new replica is up before the old one goes, which takes room for both
 
 
-def serve_config(service: Service, working_dir: str | None = None) -> dict[str, Any]:
-    """What `serve deploy` takes. `working_dir` is a URI that the cluster can fetch; without one the code has to be there."""
+def serve_config(service: Service, working_dir: str | None = None, url: str | None = None) -> dict[str, Any]:
+    """What `serve deploy` takes. `working_dir` is a URI that the cluster can fetch; without one the code has to be there.
+
+    A loopback `url` is where Serve is to listen. Otherwise that is the cluster's own affair.
+    """
     application = dict(service.application)
     overridden = {entry["name"]: entry for entry in application.get("deployments", [])}
     for name in ("APIIngress", "TextToImage"):
@@ -16,8 +23,17 @@ def serve_config(service: Service, working_dir: str | None = None) -> dict[str, 
     application["deployments"] = list(overridden.values())
     if working_dir is not None:
         application["runtime_env"] = {"working_dir": working_dir}
-    config: dict[str, Any] = {"applications": [application]}
-    return config | {name: service.fields[name] for name in ("logging_config",) if name in service.fields}
+    config: dict[str, Any] = {"http_options": dict(service.fields.get("http_options", {})) | _listening(url)}
+    if "logging_config" in service.fields:
+        config["logging_config"] = service.fields["logging_config"]
+    return config | {"applications": [application]}
+
+
+def _listening(url: str | None) -> dict[str, Any]:
+    address = urlsplit(url or "")
+    if address.hostname not in LOOPBACK:
+        return {}
+    return {"host": "127.0.0.1", "port": address.port or 8000}  # Serve's own default for a config is every address of the machine
 
 
 def ray_service(service: Service, image: str, working_dir: str | None = None) -> dict[str, Any]:
@@ -28,11 +44,11 @@ def ray_service(service: Service, image: str, working_dir: str | None = None) ->
         "kind": "RayService",
         "metadata": {"name": service.name, "labels": {"app": service.name}, "annotations": {"imagine/version": service.version}},
         "spec": {
-            "serveConfigV2": _as_yaml(serve_config(service, working_dir)),
+            "serveConfigV2": yaml.safe_dump(serve_config(service, working_dir), sort_keys=False),
             # KubeRay then builds a second cluster beside the first and switches when it is healthy
             "upgradeStrategy": {"type": "NewCluster"},
             "rayClusterConfig": {
-                "rayVersion": _ray_version(),
+                "rayVersion": requirements()["ray"],
                 "enableInTreeAutoscaling": True,
                 "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": _pod("ray-head", image, cpu="2", memory="8Gi")},
                 "workerGroupSpecs": [
@@ -52,16 +68,19 @@ def ray_service(service: Service, image: str, working_dir: str | None = None) ->
 
 def _pod(name: str, image: str, *, cpu: str, memory: str, gpu: bool = False) -> dict[str, Any]:
     limits = {"cpu": cpu, "memory": memory} | ({"nvidia.com/gpu": "1"} if gpu else {})
-    return {"spec": {"containers": [{"name": name, "image": image, "resources": {"limits": limits, "requests": limits}}]}}
+    return {"spec": {"containers": [{"name": name, "image": image, "resources": {"limits": limits, "requests": dict(limits)}}]}}
 
 
-def _as_yaml(config: dict[str, Any]) -> str:
-    import yaml
-
-    return yaml.safe_dump(config, sort_keys=False)
+class _Readable(yaml.SafeDumper):
+    """Text of several lines as a block."""
 
 
-def _ray_version() -> str:
-    from scripts.release.service import requirements
+def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
-    return requirements()["ray"]
+
+_Readable.add_representer(str, _block)
+
+
+def as_text(manifest: dict[str, Any]) -> str:
+    return yaml.dump(manifest, Dumper=_Readable, sort_keys=False)

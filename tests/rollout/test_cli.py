@@ -1,0 +1,259 @@
+"""The command line itself: what needs no account, what is refused, and what Ctrl-C does."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from scripts.release.cli import main
+from scripts.release.outcome import Exit
+from tests.conftest import REPOSITORY
+from tests.rollout.conftest import PINNED, Rollout, commit
+from tests.rollout.stand_in import CLI_TOKEN, Call, StandIn
+
+ROLLOUT = REPOSITORY / "scripts" / "rollout.py"
+
+
+@pytest.fixture
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ANYSCALE_CLI_TOKEN", raising=False)
+    monkeypatch.setenv("ANYSCALE_HOST", "http://127.0.0.1:1")  # whoever calls it notices
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.mark.usefixtures("no_account")
+def test_a_plan_needs_no_account_and_tells_what_would_be_deployed(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--file", str(checkout / "service.yaml"), "--canary", "10,50"]) == 0
+    told = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert told["model"] == "sd2 at main on cuda"
+    assert told["replicas"] == "1 to 99; g5.xlarge, 0 to 99 nodes"
+    assert told["image"] == "built from .container/Containerfile on anyscale/ray:2.60.0-slim-py311-cu128"
+    assert told["traffic"] == "moved to 10 %, 50 %, 100 %, checked at each step"
+    assert told["running"].startswith("not asked: there is no token")
+
+
+def test_with_a_token_a_plan_also_tells_what_would_change(
+    rollout: Rollout, checkout: Path, running_old: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["plan", "--file", str(checkout / "service.yaml"), *PINNED, "--set", "max_batch_size=4"]) == 0
+    told = capsys.readouterr().out
+    assert "running   RUNNING, primary old RUNNING 100 %" in told
+    assert "change    applications[0].args.max_batch_size: 8 -> 4" in told
+    assert running_old.changes() == []
+
+
+@pytest.mark.usefixtures("no_account")
+@pytest.mark.parametrize("command", ["plan", "deploy", "status", "rollback", "terminate"])
+def test_a_dry_run_of_every_command_calls_nobody(checkout: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert main([command, "--file", str(checkout / "service.yaml"), "--dry-run"]) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_account")
+def test_without_a_command_it_deploys(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--file", str(checkout / "service.yaml"), "--dry-run", "--version", "mine"]) == 0
+    assert "would deploy mine" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_account")
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["--set", "modle=tiny"], Exit.REFUSED, "modle: Extra inputs are not permitted (got 'tiny')"),
+        (["--set", "max_replicas=many"], Exit.REFUSED, "max_replicas"),
+        (["--set", "tiny"], Exit.REFUSED, "--set takes FIELD=VALUE, got 'tiny'"),
+        (["--canary", "50,10"], Exit.REFUSED, "each higher than the one before, got '50,10'"),
+        (["--canary", "ten"], Exit.REFUSED, "--canary takes percentages such as 10,50, got 'ten'"),
+        (["--version", "no spaces"], Exit.REFUSED, "--version must be"),
+        (["--requests", "3"], Exit.USAGE, "--requests"),
+        (["--unknown"], Exit.USAGE, "No such option"),
+        ([], Exit.REFUSED, "Credentials not found"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anybody_is_called(
+    checkout: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], status: Exit, text: str
+) -> None:
+    assert main(["deploy", "--file", str(checkout / "service.yaml"), *PINNED, *arguments]) == status
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", ["", "name: imagine", "applications: [{import_path: a:b}, {import_path: c:d}]", "a: [", "name: x\nsurprise: 1"]
+)
+def test_a_file_that_is_no_service_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    path = tmp_path / "service.yaml"
+    path.write_text(content)
+    assert main(["plan", "--file", str(path), "--version", "mine"]) == Exit.REFUSED
+    assert "service.yaml" in capsys.readouterr().err
+
+
+def test_a_version_is_named_after_its_commit_and_changes_in_none_are_refused_unless_allowed(
+    checkout: Path, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = ["--file", str(checkout / "service.yaml"), *PINNED, "--poll-s", "0.01"]
+    name = commit(checkout)
+    assert main(["deploy", *file]) == 0
+    stray = checkout / "app" / "stray.py"
+    stray.write_text("")
+    try:
+        assert main(["deploy", *file]) == Exit.REFUSED
+        assert "there are changes that are in no commit (app/stray.py)" in capsys.readouterr().err
+        assert main(["deploy", *file, "--allow-dirty"]) == 0
+    finally:
+        stray.unlink()
+    first, second = (applied["version"] for applied in stand_in.applied())
+    assert first == name
+    assert second.startswith(f"{name}-dirty-")
+
+
+@pytest.mark.usefixtures("no_account")
+def test_without_git_a_plan_names_the_version_after_its_files_and_a_deploy_wants_a_name(
+    tmp_path: Path, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = tmp_path / "plain"
+    shutil.copytree(checkout, plain, ignore=shutil.ignore_patterns(".git", "tiny"))
+    assert main(["plan", "--file", str(plain / "service.yaml")]) == 0
+    assert "service   imagine, version files-" in capsys.readouterr().out
+    assert main(["deploy", "--file", str(plain / "service.yaml"), *PINNED]) == Exit.REFUSED
+    assert "pass --version NAME" in capsys.readouterr().err
+
+
+def test_status_tells_versions_and_shares_and_no_secret(running_old: StandIn, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["status", "--file", str(checkout / "service.yaml")]) == 0
+    assert capsys.readouterr().out == f"imagine: RUNNING, primary old RUNNING 100 % at {running_old.url}/served\n"
+
+
+def test_rollback_stops_the_rollout_that_is_going_on_and_nothing_else(
+    running_old: StandIn, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["rollback", "--file", str(checkout / "service.yaml"), "--poll-s", "0.01"]
+    assert main(command) == Exit.REFUSED
+    assert "no rollout of imagine is going on" in capsys.readouterr().err
+    platform = running_old.platform
+    assert platform.primary is not None
+    platform.apply(platform.primary.applied | {"version": "theirs", "canary_percent": 30})
+    assert main([*command, "--dry-run"]) == 0
+    assert running_old.changes() == []
+    assert main(command) == 0
+    assert running_old.changes() == ["roll back"]
+    assert "old serves all requests again" in capsys.readouterr().err
+
+
+def test_terminate_asks_for_a_yes(running_old: StandIn, checkout: Path) -> None:
+    command = ["terminate", "--file", str(checkout / "service.yaml")]
+    assert main(command) == Exit.REFUSED
+    assert running_old.changes() == []
+    assert main([*command, "--yes"]) == 0
+    assert running_old.changes() == ["terminate"]
+
+
+def test_ctrl_c_leaves_the_service_as_it_is_and_says_how_to_go_on(running_old: StandIn, rollout: Rollout, checkout: Path) -> None:
+    """The script itself, as a process."""
+    command = [
+        sys.executable,
+        ROLLOUT,
+        "--file",
+        checkout / "service.yaml",
+        *PINNED,
+        "--version",
+        "new",
+        "--canary",
+        "30",
+        "--poll-s",
+        "0.1",
+    ]
+    environment = os.environ | {"ANYSCALE_HOST": running_old.url, "ANYSCALE_CLI_TOKEN": CLI_TOKEN}
+    running_old.served.not_ready["new"] = 10**6  # the check of the canary would wait and wait
+    running_old.platform.becomes = ""
+    process = subprocess.Popen(
+        [str(part) for part in command], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+
+    def interrupt(call: Call) -> None:
+        if running_old.platform.canary is not None and call.path == "/api/v2/services-v2/" and process.poll() is None:
+            process.send_signal(signal.SIGINT)
+
+    running_old.before_call = interrupt
+    _, said = process.communicate(timeout=120)
+    running_old.before_call = lambda call: None
+    assert process.returncode == Exit.INTERRUPTED, said
+    assert "interrupted: the rollout of new goes on without this terminal, up to 30 %. Go on: the same command again." in said
+    assert "Traceback" not in said
+    assert running_old.changes() == ["apply new 30"], "nothing was taken back"
+
+    running_old.served.not_ready["new"] = 0
+    assert running_old.platform.canary is not None
+    running_old.platform.canary.becomes = "RUNNING"
+    assert rollout("--version", "new", "--canary", "30") == 0
+    assert running_old.changes()[-1] == "apply new 100"
+
+
+def test_a_cluster_that_wants_a_token_says_how_to_give_one(stand_in: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--target", "ray", "--address", stand_in.url]) == Exit.REFUSED
+    assert "set RAY_AUTH_MODE=token" in capsys.readouterr().err
+
+
+def test_a_cluster_that_does_not_answer_is_said(free_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--target", "ray", "--address", f"http://127.0.0.1:{free_port}"]) == Exit.UNREACHABLE
+    assert f"no Ray dashboard answers at http://127.0.0.1:{free_port}" in capsys.readouterr().err
+
+
+def test_kuberay_prints_a_manifest_of_the_same_application(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--target", "kuberay", "--file", str(checkout / "service.yaml"), *PINNED, "--version", "mine"]
+    assert main([*command, "--image", "registry/imagine:mine", "--working-dir", "https://host/code.zip"]) == 0
+    manifest = yaml.safe_load(capsys.readouterr().out)
+    jsonschema.validate(manifest, RAY_SERVICE)
+    served = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    ServeDeploySchema.model_validate(served)
+    (application,) = served["applications"]
+    assert (application["import_path"], application["args"]["version"]) == ("app:entrypoint", "mine")
+    assert application["runtime_env"] == {"working_dir": "https://host/code.zip"}
+    assert {entry["max_surge_percent"] for entry in application["deployments"]} == {100}
+    (workers,) = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert (workers["minReplicas"], workers["maxReplicas"]) == (0, 99)
+
+
+def closed(required: list[str], **properties: object) -> dict[str, object]:
+    return {"type": "object", "required": required, "properties": properties, "additionalProperties": False}
+
+
+TEXT, WHOLE = {"type": "string"}, {"type": "integer"}
+CONTAINER = closed(["name", "image"], name=TEXT, image=TEXT, resources=closed([], limits={"type": "object"}, requests={"type": "object"}))
+POD = closed(["spec"], spec=closed(["containers"], containers={"type": "array", "minItems": 1, "items": CONTAINER}))
+PARAMETERS = {"type": "object", "additionalProperties": TEXT}
+WORKERS = closed(
+    ["groupName", "minReplicas", "maxReplicas", "template"],
+    groupName=TEXT,
+    replicas=WHOLE,
+    minReplicas=WHOLE,
+    maxReplicas=WHOLE,
+    rayStartParams=PARAMETERS,
+    template=POD,
+)
+RAY_SERVICE = closed(  # what the manifest uses of the resource's definition
+    ["apiVersion", "kind", "metadata", "spec"],
+    apiVersion={"const": "ray.io/v1"},
+    kind={"const": "RayService"},
+    metadata=closed(["name"], name=TEXT, labels=PARAMETERS, annotations=PARAMETERS),
+    spec=closed(
+        ["serveConfigV2", "rayClusterConfig"],
+        serveConfigV2=TEXT,
+        upgradeStrategy=closed(["type"], type={"enum": ["NewCluster", "None"]}),
+        rayClusterConfig=closed(
+            ["headGroupSpec"],
+            rayVersion=TEXT,
+            enableInTreeAutoscaling={"type": "boolean"},
+            headGroupSpec=closed(["template"], rayStartParams=PARAMETERS, template=POD),
+            workerGroupSpecs={"type": "array", "items": WORKERS},
+        ),
+    ),
+)
