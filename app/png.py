@@ -36,7 +36,7 @@ def decode(png: bytes) -> tuple[Image.Image, Facts]:
         image = Image.open(BytesIO(png))
         image.load()
         return image, Facts.model_validate_json(image.info[FACTS_CHUNK])
-    except UnidentifiedImageError as error:
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # the last two: cut off, or damaged
         raise NotOurPNG("these bytes are no image") from error
     except KeyError as error:
         raise NotOurPNG(f"the image has no {FACTS_CHUNK!r} text chunk, so it was not made here or was saved again without it") from error

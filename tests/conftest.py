@@ -6,10 +6,6 @@ from pathlib import Path
 
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": "local", "HF_HUB_OFFLINE": "1"}
 
-with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    os.environ["PORT"] = str(probe.getsockname()[1])  # where the notebook serves
-
 import pytest
 
 from app.engine import checkpoint
@@ -17,7 +13,17 @@ from app.engine.engine import ImageEngine
 from app.settings import PREFIX
 
 REPOSITORY = Path(__file__).parent.parent
-GROUP_ORDER = ("tests/engine", "tests/tiny", "tests/notebook", "tests/cluster", "tests/scripts", "tests/rollout", "README.ipynb")
+GROUP_ORDER = (
+    "tests/engine",
+    "tests/tiny",
+    "tests/explorer",
+    "tests/browser",
+    "tests/notebook",
+    "tests/cluster",
+    "tests/scripts",
+    "tests/rollout",
+    "README.ipynb",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -76,12 +76,19 @@ class Gallery(widgets.VBox):
     def begin(self, requests: list[ImageRequest]) -> list[Tile]:
         """Places for pictures on their way; the first of them is looked at."""
         tiles = [Tile(request, self.choose) for request in requests]
-        kept = (tiles + self.tiles)[:MOST_KEPT]
+        kept = (tiles + self.tiles)[: max(MOST_KEPT, len(tiles))]
         for tile in self.tiles[len(kept) - len(tiles) :]:
             tile.close()
         self._arrange(kept)
         self.choose(tiles[0])
         return tiles
+
+    def add(self, images: list[GeneratedImage]) -> None:
+        """Pictures made before, oldest first; those that are here already stay where they are."""
+        new = [image for image in images if image not in self.images]
+        if new:
+            for tile, image in zip(self.begin([image.facts.request for image in reversed(new)]), reversed(new), strict=True):
+                self.show(tile, Picture(image.facts.request, image.facts.request.num_inference_steps or 0, generated=image))
 
     def show(self, tile: Tile, picture: Picture) -> None:
         """A step or the end of a picture."""

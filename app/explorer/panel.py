@@ -11,6 +11,7 @@ from app.explorer.fields import button, fold
 from app.explorer.form import RequestForm, with_seeds
 from app.explorer.gallery import Gallery, Tile
 from app.explorer.grid import ComparisonGrid
+from app.explorer.history import History
 from app.explorer.progress import ProgressLine
 from app.explorer.style import stylesheet
 from app.explorer.words import sentence, together
@@ -40,6 +41,7 @@ class PromptExplorer(widgets.VBox):
         self.stop_button = button("Stop", self.stop, hint="Give up the pictures on their way")
         self.progress = ProgressLine()
         self.gallery = Gallery(self.use, self.vary)
+        self.history = History(self.gallery)
         self._style = stylesheet()
         super().__init__([self._style, self.about])
         self.add_class("imagine")
@@ -121,7 +123,8 @@ class PromptExplorer(widgets.VBox):
         actions.add_class("imagine-actions")
         part = widgets.VBox([actions, self.progress.bar, self.message])
         part.add_class("imagine-part")
-        self.children = [self._style, self.about, self.form, part, self.gallery, fold("Compare two settings", self.grid)]
+        folded = [fold("Compare two settings", self.grid), fold("Save and load", self.history)]
+        self.children = [self._style, self.about, self.form, part, self.gallery, *folded]
 
     def _start(self, requests: list[ImageRequest]) -> None:
         self._complain("")

@@ -87,9 +87,9 @@ from app.engine.engine import ImageEngine
 from app.routes.imagine import ImagineQuery
 
 engine = ImageEngine(checkpoint.load("tiny"))
-plain, other = (engine.generate(ImagineQuery(prompt="a star", seed=1, num_inference_steps=2, clip_skip=skip).to_request())
-                for skip in (None, 2))
-assert png.decode(other.png)[1].request.clip_skip == 2
+plain, other = (engine.generate(ImagineQuery(prompt="a star", seed=1, num_inference_steps=2, guidance_rescale=rescale).to_request())
+                for rescale in (0.0, 0.7))
+assert png.decode(other.png)[1].request.guidance_rescale == 0.7
 assert plain.image.tobytes() != other.image.tobytes()
 """
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)

@@ -1,0 +1,80 @@
+"""The gallery kept as PNG files: they hold how they were made, so nothing else has to be written down."""
+
+import hashlib
+import os
+import time
+from html import escape
+from pathlib import Path
+
+import ipywidgets as widgets
+
+from app import png
+from app.explorer.fields import button, text
+from app.explorer.gallery import Gallery, file_name
+from app.explorer.progress import pictures
+from app.schemas import GeneratedImage
+
+FOLDER = "pictures"
+
+
+class History(widgets.VBox):
+    """Saves the pictures of `gallery` into a folder, and brings pictures from a folder back into it. `said` is what came of it."""
+
+    def __init__(self, gallery: Gallery) -> None:
+        self._gallery = gallery
+        self.folder = text("folder", "Folder", FOLDER, "Where the PNG files are, below the notebook's own folder", lambda: None)
+        self.save_button = button("Save all", self.save, hint="Write every picture of the gallery into the folder")
+        self.load_button = button("Load", self.load, hint="Show the pictures of the folder in the gallery")
+        self.status = widgets.HTML()
+        self.status.add_class("imagine-status")
+        actions = widgets.HBox([self.save_button, self.load_button, self.status])
+        actions.add_class("imagine-actions")
+        super().__init__([self.folder, actions])
+        self.add_class("imagine-part")
+
+    _said = ""
+
+    @property
+    def said(self) -> str:
+        return self._said
+
+    def save(self) -> None:
+        folder = Path(self.folder.value)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            began = time.time_ns()
+            for number, image in enumerate(reversed(self._gallery.images)):
+                path = folder / _name(image)
+                if not path.exists():
+                    path.write_bytes(image.png)
+                    os.utime(
+                        path, ns=(began, began + number)
+                    )  # their order, also where several are written in one tick of the disk's clock
+        except OSError as error:
+            self._say(f"Could not write to {folder}: {error.strerror}.")
+        else:
+            self._say(f"{pictures(len(self._gallery.images))} in {folder}")
+
+    def load(self) -> None:
+        folder = Path(self.folder.value)
+        if not folder.is_dir():
+            self._say(f"There is no folder {folder}.")
+            return
+        found, others = [], 0
+        for path in sorted(folder.glob("*.png"), key=lambda path: path.stat().st_mtime_ns):
+            try:
+                data = path.read_bytes()
+                found.append(GeneratedImage(data, png.decode(data)[1]))
+            except (png.NotOurPNG, OSError):
+                others += 1
+        self._gallery.add(found)
+        self._say(f"{pictures(len(found))} loaded" + (f"; {others} more could not be read, or were not made here" if others else ""))
+
+    def _say(self, said: str) -> None:
+        self._said = said
+        self.status.value = f'<span role="status">{escape(said)}</span>'
+
+
+def _name(image: GeneratedImage) -> str:
+    """The same picture has the same name, and others of the same prompt and seed have another."""
+    return f"{file_name(image.facts.request).removesuffix('.png')}-{hashlib.sha256(image.png).hexdigest()[:8]}.png"

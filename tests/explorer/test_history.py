@@ -1,0 +1,60 @@
+"""The gallery saved as PNG files, and loaded from them."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from app.engine.engine import ImageEngine
+from app.explorer import PromptExplorer
+from app.schemas import ImageRequest
+from tests.explorer.conftest import finished
+
+
+@pytest.fixture
+def filled(panel: PromptExplorer, tmp_path: Path) -> PromptExplorer:
+    """Two pictures of the same prompt and seed that differ in guidance, saved."""
+    panel.form.lock.value = True
+    for guidance in (1.0, 4.0):
+        panel.form.guidance_scale.value = guidance
+        panel.generate()
+        finished(panel)
+    panel.history.folder.value = str(tmp_path / "kept")
+    panel.history.save_button.click()
+    return panel
+
+
+def test_saved_pictures_are_back_in_another_panel_with_their_settings(filled: PromptExplorer, engine: ImageEngine) -> None:
+    assert filled.history.said == f"2 pictures in {filled.history.folder.value}"
+    other = PromptExplorer(engine)
+    other.history.folder.value = filled.history.folder.value
+    other.history.load_button.click()
+    assert other.images == filled.images
+    other.gallery.tiles[1].button.click()
+    other.gallery.use.click()
+    assert other.form.request() == filled.images[1].facts.request
+
+
+def test_saving_again_and_loading_again_double_nothing(filled: PromptExplorer) -> None:
+    filled.history.save()
+    filled.history.load()
+    assert len(filled.images) == 2
+    assert len(list(Path(filled.history.folder.value).iterdir())) == 2
+
+
+def test_files_that_were_not_made_here_are_counted_and_left_out(filled: PromptExplorer, engine: ImageEngine) -> None:
+    folder = Path(filled.history.folder.value)
+    Image.new("RGB", (8, 8)).save(folder / "other.png")
+    (folder / "broken.png").write_bytes(engine.generate(ImageRequest(prompt="a star", num_inference_steps=1)).png[:500])
+    filled.history.load()
+    assert filled.history.said == "2 pictures loaded; 2 more could not be read, or were not made here"
+
+
+def test_a_folder_that_is_not_there_or_cannot_be_made_is_said(panel: PromptExplorer, tmp_path: Path) -> None:
+    panel.history.folder.value = str(tmp_path / "nowhere")
+    panel.history.load()
+    assert panel.history.said == f"There is no folder {tmp_path / 'nowhere'}."
+    (tmp_path / "file").touch()
+    panel.history.folder.value = str(tmp_path / "file")
+    panel.history.save()
+    assert panel.history.said.startswith("Could not write to")
