@@ -32,6 +32,8 @@ class AnyscaleTarget:
 
     def __init__(self, name: str, *, cloud: str | None = None, project: str | None = None) -> None:
         self._named: dict[str, Any] = {"name": name, "cloud": cloud, "project": project}
+        # In a workspace the SDK would have every replica install what was ever installed there, on top of the image.
+        os.environ["ANYSCALE_SKIP_PYTHON_DEPENDENCY_TRACKING"] = "1"
         with _translated():
             sdk = anyscale.Anyscale(_host=os.environ.get("ANYSCALE_HOST"))
         _repeat_only_reads(sdk)

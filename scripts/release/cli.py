@@ -81,6 +81,8 @@ def deploy(
         return
     tell = Teller()
     place = connect(target, service, address, url, upload=not no_upload)
+    own_token = service.settings.tokens[0].get_secret_value() if service.settings.tokens else None
+    tell.keep_secret(own_token)
     limits = smoke.Limits(requests=requests, p95_s=p95_limit_s)
     with staged(file.parent) as folder:
         rollout = Rollout(
@@ -88,7 +90,7 @@ def deploy(
             service.pinned(commit_on_the_hub),
             folder,
             tell,
-            check=lambda seen: smoke.check(seen.url, seen.token, service.version, limits, tell.say),
+            check=lambda seen: smoke.check(seen.url, seen.token or own_token, service.version, limits, tell.say),
             steps=steps,
             patience=Patience(timeout_s, poll_s),
         )

