@@ -77,6 +77,10 @@ class TextToImage:
         """Rows that the denoiser has computed since the start. A cancelled request adds none after its current step."""
         return self._counts.rows
 
+    async def tasks(self) -> int:
+        """Tasks of this replica's event loop, this one included: whether something was left behind."""
+        return len(asyncio.all_tasks())
+
     async def generate(self, requests: Sequence[ImageRequest], timeout_s: float | None = None) -> list[GeneratedImage]:
         """Make images together, a thread each. A cancelled call keeps its place until all are out, within one step.
 

@@ -4,6 +4,7 @@ practical limit), and the engine with as many callers at once.
     python -m scripts.benchmark                                             # the bundled checkpoint on this machine
     python -m scripts.benchmark --model sd2-random --device cuda --size 512 --steps 25
     python -m scripts.benchmark --requests 1 8 --rounds 3 --out results
+    python -m scripts.benchmark --served                                    # over HTTP instead: see scripts/benchmark_serving.py
 
 The ways take turns, round by round, and medians are told: ratios hold on a machine whose speed drifts. Every way starts from a prompt and
 ends with PNG bytes. Writes benchmark.json and benchmark.png into --out.
@@ -15,6 +16,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -189,6 +191,11 @@ def load_checkpoint(model: str, device: str) -> Checkpoint:
 
 
 def main(argv: list[str] | None = None) -> int:
+    given = sys.argv[1:] if argv is None else argv
+    if "--served" in given:
+        from scripts import benchmark_serving
+
+        return benchmark_serving.main([one for one in given if one != "--served"])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="as in Settings, or sd2-random, or sd2-random-reduced (default: tiny)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))

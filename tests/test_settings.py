@@ -75,3 +75,20 @@ def test_what_was_said_is_not_decided_again() -> None:
 def test_a_hub_id_and_a_folder_are_models(tmp_path: os.PathLike[str]) -> None:
     assert Settings(model="owner/name").model == "owner/name"
     assert Settings(model=str(tmp_path)).model == str(tmp_path)
+
+
+def test_tokens_are_separated_by_commas_and_never_shown() -> None:
+    settings = Settings.model_validate({"tokens": "a-token-of-a-good-length, another-token-for-rotation"})
+    assert [token.get_secret_value() for token in settings.tokens] == ["a-token-of-a-good-length", "another-token-for-rotation"]
+    assert "good-length" not in repr(settings)
+
+
+@pytest.mark.parametrize("token", ["short", "ä-token-that-no-header-can-hold"])
+def test_a_token_that_could_be_guessed_or_not_be_sent_is_refused(token: str) -> None:
+    with pytest.raises(ValidationError, match="at least 16 characters"):
+        Settings.model_validate({"tokens": token})
+
+
+def test_tokens_come_from_the_environment_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGINE_TOKENS", "a-token-of-a-good-length")
+    assert len(Settings().tokens) == 1

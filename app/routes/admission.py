@@ -4,7 +4,7 @@ Everybody waits here and not in Ray Serve, whose queues tell neither positions n
 number of those that wait is too large, or if its deadline cannot be met.
 
 The next one is who came earliest, each handicapped by the seconds of work it brings: a small request passes large ones that came a little
-before it, and nobody is passed for longer than their own work takes. Pictures larger than the model's own never take all places.
+before it, and nobody is passed for longer than their own work takes. Pictures much larger than the model's own never take all places.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from app.routes.estimate import Load, Rates, Times, next_to_start, simulate
 from app.schemas import Queued
 
+LARGE = 2.0  # times the work of the model's own default picture
 PLACES_FOR_LARGE = 0.75  # of all
 
 
@@ -76,7 +77,7 @@ class Line:
     def enter(self, work: float, pictures: int, given_s: float) -> Ticket:
         """Raises `Overloaded` and `DeadlineTooShort`; `given_s` is the time until the deadline."""
         self._catch_up()
-        ticket = Ticket(work, pictures, large=work > pictures * self._native_work, whole=work)
+        ticket = Ticket(work, pictures, large=work > LARGE * pictures * self._native_work, whole=work)
         ticket.turn = self._clock() + work / self._rate(pictures)
         order = sorted([*self._waiting, ticket], key=lambda other: other.turn)
         times = dict(zip(order, self._simulate(order), strict=True))

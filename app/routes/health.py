@@ -22,7 +22,13 @@ def router(backend: Backend) -> APIRouter:
             raise NotReady
         return {"status": "ready"}
 
-    @routes.get("/capabilities", responses={503: {"model": ErrorAnswer, "description": "No replica is up yet"}})
+    @routes.get(
+        "/capabilities",
+        responses={
+            401: {"model": ErrorAnswer, "description": "The service wants a token"},
+            503: {"model": ErrorAnswer, "description": "No replica is up yet"},
+        },
+    )
     async def capabilities() -> Capabilities:
         """The model, its limits and its defaults."""
         return await backend.capabilities()

@@ -48,6 +48,10 @@ class APIIngress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self, self._settings, self._metrics)
 
+    async def tasks(self) -> int:
+        """Tasks of this replica's event loop, this one included: whether something was left behind."""
+        return len(asyncio.all_tasks())
+
     async def ready(self) -> bool:
         return self._capabilities is not None and await self._running_replicas() > 0
 

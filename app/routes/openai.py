@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import time
+from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
@@ -125,9 +126,9 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
 async def events(backend: Backend, job: Job, body: GenerationsBody, partial: int) -> Events:
     """A comment first, so that a refusal can be an ordinary answer; then partial images and pictures."""
     turns = [Partials(partial) for _ in job.requests]
-    told = told_as_events(backend, job, lambda news: _event(news, turns, job, body))
-    async for event in told:
-        yield event
+    async with aclosing(told_as_events(backend, job, lambda news: _event(news, turns, job, body))) as told:
+        async for event in told:
+            yield event
 
 
 class Partials:

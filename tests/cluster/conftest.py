@@ -3,6 +3,7 @@
 import logging
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -36,3 +37,10 @@ def client(cluster: str) -> ImagineClient:
     client = ImagineClient(cluster)
     client.wait_until_ready()
     return client
+
+
+@pytest.fixture
+def session_folder(cluster: str) -> Path:
+    """Where Ray keeps this session's logs."""
+    context = ray.get_runtime_context()
+    return Path(str(context.get_temp_dir()), str(context.get_session_name()))

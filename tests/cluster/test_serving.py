@@ -20,8 +20,6 @@ from app.schemas import GenerationCancelled, ImageRequest, Progress
 from app.settings import Settings
 from tests.engine.together import pixels
 
-LONG = {"prompt": "a star", "num_inference_steps": "150", "img_size": "256"}  # ten seconds or more on two cores
-
 
 def eventually(holds: Callable[[], bool], within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
@@ -95,17 +93,6 @@ def test_a_replica_that_makes_pictures_still_answers_other_calls(client: Imagine
         picture.cancel()
 
 
-def test_callers_that_leave_give_their_places_to_the_next(client: ImagineClient) -> None:
-    def leave_after_two_seconds(seed: int) -> None:
-        with pytest.raises(requests.ReadTimeout):
-            requests.get(f"{client.base_url}/imagine", LONG | {"seed": str(seed)}, timeout=2)
-
-    with ThreadPoolExecutor(6) as threads:
-        list(threads.map(leave_after_two_seconds, range(6)))
-    # The pictures nobody waits for any more would take several times as long as this deadline.
-    assert requests.get(f"{client.base_url}/imagine", {"prompt": "a star", "num_inference_steps": "1"}, timeout=20).ok
-
-
 def test_progress_and_cancel_reach_across_processes(client: ImagineClient) -> None:
     told, cancel = list[Progress](), threading.Event()
 
@@ -119,27 +106,6 @@ def test_progress_and_cancel_reach_across_processes(client: ImagineClient) -> No
     assert [(progress.step, progress.total) for progress in told[:3]] == [(1, 150), (2, 150), (3, 150)]
     assert Image.open(BytesIO(told[0].preview or b"")).size == (16, 16)
     assert len(told) < 150
-
-
-def test_a_full_queue_answers_503_at_once_and_everyone_admitted_gets_a_picture(cluster: str, client: ImagineClient) -> None:
-    serve_tiny("narrow", max_queued_requests=2, max_batch_size=1)
-    try:
-        narrow = ImagineClient(f"{cluster}/narrow")
-        narrow.wait_until_ready(timeout_s=120)
-        together = threading.Barrier(10)
-
-        def ask(seed: int) -> int:
-            together.wait(30)
-            return requests.get(f"{cluster}/narrow/imagine", {"prompt": "a star", "seed": str(seed)}, timeout=120).status_code
-
-        with ThreadPoolExecutor(10) as threads:
-            answers = sorted(threads.map(ask, range(10)))
-        assert set(answers) == {200, 503}
-        assert answers.count(200) >= 2
-        answer = requests.get(f"{cluster}/narrow/imagine", {"prompt": "a star", "num_inference_steps": "1"}, timeout=60)
-        assert answer.status_code == 200
-    finally:
-        serve.delete("narrow")
 
 
 def test_a_killed_replica_is_not_ready_then_replaced(client: ImagineClient) -> None:

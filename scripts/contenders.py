@@ -1,0 +1,147 @@
+"""Other ways to serve the same checkpoint, for the benchmark: today's template, `@serve.batch`, and LitServe.
+
+`python -m scripts.contenders PORT ROWS_FILE` runs LitServe. All count the denoiser's rows in a file, and answer `GET /imagine` or, as
+LitServe does, `POST /imagine`.
+"""
+
+import asyncio
+import io
+import mmap
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import app.engine  # noqa: F401 (before torch)
+
+# isort: split
+import litserve
+import torch
+from fastapi import FastAPI, Response
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from app.engine import checkpoint
+
+BATCH, BATCH_WAIT_S = 8, 0.05
+THREADS = 2
+
+
+class Rows:
+    """A number in a file that several processes see."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            path.write_bytes(bytes(8))
+        with path.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), 8)
+
+    def add(self, rows: int) -> None:
+        self._memory[:8] = struct.pack("q", self.value + rows)
+
+    @property
+    def value(self) -> int:
+        value: int = struct.unpack("q", self._memory[:8])[0]
+        return value
+
+
+class Plain:
+    """The stock pipeline. One size and one number of steps for all of a call."""
+
+    def __init__(self, rows_file: Path) -> None:
+        self.pipe = checkpoint.load("tiny", cpu_threads=THREADS).pipe
+        rows = Rows(rows_file)
+        self.pipe.unet.register_forward_pre_hook(lambda module, args: rows.add(args[0].shape[0]))
+
+    def make(self, asked: list[dict[str, Any]]) -> list[bytes]:
+        side, steps = asked[0]["img_size"], asked[0]["num_inference_steps"]
+        with torch.inference_mode():
+            images = self.pipe(
+                [one["prompt"] for one in asked],
+                width=side,
+                height=side,
+                num_inference_steps=steps,
+                guidance_scale=3.0,
+                generator=[torch.Generator().manual_seed(one["seed"]) for one in asked],
+            ).images
+        return [_png(image) for image in images]
+
+    def make_grouped(self, asked: list[dict[str, Any]]) -> list[bytes]:
+        """Those of one size and number of steps in one call."""
+        made: dict[int, bytes] = {}
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, one in enumerate(asked):
+            groups.setdefault((one["img_size"], one["num_inference_steps"]), []).append(index)
+        for indices in groups.values():
+            made |= dict(zip(indices, self.make([asked[index] for index in indices]), strict=True))
+        return [made[index] for index in range(len(asked))]
+
+
+def _png(image: Any) -> bytes:  # noqa: ANN401
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=4)
+    return file.getvalue()
+
+
+class OneAtATime(Plain):
+    """The template's shape: one request per replica."""
+
+    async def generate(self, asked: dict[str, Any]) -> bytes:
+        return (await asyncio.to_thread(self.make, [asked]))[0]
+
+
+class Batched(Plain):
+    """The shape of Ray Serve's own batching."""
+
+    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=BATCH_WAIT_S)  # type: ignore[untyped-decorator]
+    async def generate(self, asked: list[dict[str, Any]]) -> list[bytes]:
+        return await asyncio.to_thread(self.make_grouped, asked)
+
+
+class Ingress:
+    def __init__(self, model: DeploymentHandle) -> None:
+        self._model = model
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        api = FastAPI()
+
+        @api.get("/imagine")
+        async def imagine(prompt: str, seed: int, num_inference_steps: int, img_size: int) -> Response:
+            asked = {"prompt": prompt, "seed": seed, "num_inference_steps": num_inference_steps, "img_size": img_size}
+            return Response(await self._model.generate.remote(asked), media_type="image/png")
+
+        return api
+
+
+def application(kind: type[Plain], ongoing: int, rows_file: Path) -> Application:
+    model = serve.deployment(kind, name="Model", ray_actor_options={"num_cpus": THREADS}, max_ongoing_requests=ongoing)
+    ingress = serve.deployment(serve.ingress()(Ingress), name="Ingress", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)
+    return ingress.bind(model.bind(rows_file))
+
+
+class Lit(litserve.LitAPI):  # type: ignore[misc]  # has no type hints
+    def __init__(self, rows_file: Path) -> None:
+        super().__init__(max_batch_size=BATCH, batch_timeout=BATCH_WAIT_S, api_path="/imagine")
+        self._rows_file = rows_file
+
+    def setup(self, device: str) -> None:
+        self._plain = Plain(self._rows_file)
+
+    def decode_request(self, request: dict[str, Any]) -> dict[str, Any]:
+        return request
+
+    def predict(self, asked: list[dict[str, Any]]) -> list[bytes]:
+        return self._plain.make_grouped(asked)
+
+    def unbatch(self, output: list[bytes]) -> list[bytes]:
+        return output
+
+    def encode_response(self, output: bytes) -> Response:
+        return Response(output, media_type="image/png")
+
+
+if __name__ == "__main__":
+    litserve.LitServer(Lit(Path(sys.argv[2])), accelerator="cpu", workers_per_device=1, timeout=False).run(
+        host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False, log_level="error"
+    )

@@ -1,0 +1,70 @@
+"""A public fuzzer (schemathesis) over the whole OpenAPI document of a service whose pictures are small and quick.
+
+    python -m scripts.fuzz                          # ten thousand cases, on a service of its own
+    python -m scripts.fuzz --cases 500 --seed 7
+    python -m scripts.fuzz --url http://127.0.0.1:8000 --cases 200
+
+No answer may have a status, a type or a body that the document does not promise, and nothing may be left running. Exit code 0: so it was.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import requests
+
+from scripts import serving
+
+LIMITS: dict[str, Any] = {"max_pixels": 64 * 64, "max_num_inference_steps": 2, "max_batch_size": 4}
+CHECKS = (
+    "status_code_conformance",  # so that a 500 fails, and a documented 503 or 504 does not
+    "content_type_conformance",
+    "response_schema_conformance",
+    "response_headers_conformance",
+    "negative_data_rejection",
+    "unsupported_method",
+)
+PHASES = "examples,coverage,fuzzing"
+QUIET_S = 1.0
+
+
+def fuzz(url: str, cases: int, seed: int | None, timeout_s: float) -> int:
+    """Exit code of the fuzzer. `cases` are shared by the operations of the document."""
+    operations = sum(len(methods) for methods in requests.get(f"{url}/openapi.json", timeout=30).json()["paths"].values())
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--checks", ",".join(CHECKS), "--phases", PHASES]
+    command += ["--max-examples", str(max(1, cases // operations)), "--generation-database", "none", "--no-color", "--no-shrink"]
+    command += ["--continue-on-failure", "--suppress-health-check", "all", "--warnings", "off", "--request-timeout", "60"]
+    command += [] if seed is None else ["--seed", str(seed)]
+    with tempfile.TemporaryDirectory() as folder:
+        return subprocess.run(command, cwd=folder, timeout=timeout_s, check=False).returncode
+
+
+def is_quiet() -> bool:
+    """Whether the denoiser computes nothing any more."""
+    before = serving.rows_of()
+    time.sleep(QUIET_S)
+    return serving.rows_of() == before
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=10_000, help="default 10000")
+    parser.add_argument("--seed", type=int, help="repeat a run")
+    parser.add_argument("--url", help="a service that runs already, started with limits as small")
+    parser.add_argument("--hours", type=float, default=2.0, help="give up after that time (default 2)")
+    args = parser.parse_args(argv)
+    with ExitStack() as stack:
+        url = args.url or stack.enter_context(serving.served(stack.enter_context(serving.cluster()), **LIMITS))
+        code = fuzz(url, args.cases, args.seed, args.hours * 3600)
+        if args.url is None and not is_quiet():
+            print("The denoiser is still at work though nobody waits for a picture.", file=sys.stderr)
+            return 1
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

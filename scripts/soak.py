@@ -1,0 +1,210 @@
+"""A service under everything at once for a long time: all routes, callers that leave at random, bad input.
+
+    python -m scripts.soak                     # 20 minutes
+    python -m scripts.soak --minutes 180 --clients 12
+
+Afterwards no picture may have been wrong (each is compared with that of its seed), no answer undocumented, no thread or task left, and the
+memory of the replicas may not have grown by more than 5 per cent after the first quarter. Exit code 0: so it was.
+"""
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import json
+import random
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import aiohttp
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.schemas import ImageRequest
+from scripts import serving
+
+SUBJECTS = 12
+MOST_GROWTH = 1.05
+FIRST_PART = 4  # of so many, in which memory may still grow
+SECONDS_BETWEEN_SAMPLES = 5.0
+LEAVES, BAD = 0.2, 0.15  # shares of the requests
+DOCUMENTED = {200, 304, 400, 404, 406, 413, 415, 422, 503, 504}
+NONSENSE: tuple[dict[str, Any], ...] = (
+    {"prompt": ""}, {"prompt": "a", "seed": "x"}, {"prompt": "a", "n": 0}, {"prompt": "a", "img_size": 63}, {}, {"prompt": "\0" * 3000},
+)  # fmt: skip
+
+Pixels = NDArray[np.int16]
+
+
+@dataclass
+class Seen:
+    """What happened."""
+
+    answers: Counter[str] = field(default_factory=Counter)
+    checked: int = 0
+    wrong: list[str] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)  # bytes of all replicas
+
+
+def pixels(data: bytes) -> Pixels:
+    return np.asarray(Image.open(BytesIO(data)).convert("RGB"), dtype=np.int16)
+
+
+def subject(number: int) -> dict[str, Any]:
+    """Small pictures, some of other sizes and with other numbers of steps."""
+    side, steps = (64, 96, 128)[number % 3], (2, 4, 8, 12)[number % 4]
+    return {
+        "prompt": f"a {('red', 'blue', 'green')[number % 3]} star",
+        "seed": number,
+        "num_inference_steps": steps,
+        "width": side,
+        "height": side,
+    }
+
+
+class Caller:
+    """Asks for ever, on a route by chance."""
+
+    def __init__(self, url: str, references: Sequence[Pixels], seen: Seen, chance: random.Random) -> None:
+        self._url, self._references, self._seen, self._chance = url, references, seen, chance
+        self._routes = (self._get, self._post, self._stream, self._openai, self._openai_stream)
+
+    async def until(self, end: float) -> None:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as session:
+            while time.monotonic() < end:
+                number = self._chance.randrange(SUBJECTS)
+                route = self._chance.choice(self._routes)
+                bad = self._chance.choice(NONSENSE) if self._chance.random() < BAD else None
+                patience = self._chance.uniform(0.01, 1.0) if self._chance.random() < LEAVES else None
+                try:
+                    async with asyncio.timeout(patience):
+                        await route(session, number, bad)
+                except TimeoutError:
+                    self._seen.answers["left"] += 1
+                except aiohttp.ClientError as error:
+                    self._seen.wrong.append(f"{route.__name__}: {error!r}")
+
+    async def _get(self, session: aiohttp.ClientSession, number: int, bad: dict[str, Any] | None) -> None:
+        async with session.get(f"{self._url}/imagine", params=bad or subject(number)) as answer:
+            self._check("GET", number, answer.status, await answer.read(), bad)
+
+    async def _post(self, session: aiohttp.ClientSession, number: int, bad: dict[str, Any] | None) -> None:
+        async with session.post(f"{self._url}/imagine", json=bad or subject(number)) as answer:
+            self._check("POST", number, answer.status, await answer.read(), bad)
+
+    async def _stream(self, session: aiohttp.ClientSession, number: int, bad: dict[str, Any] | None) -> None:
+        fields = bad or subject(number) | {"previews": "true"}
+        async with session.get(f"{self._url}/imagine/stream", params=fields) as answer:
+            data = _last_event(await answer.read(), "done")
+            self._check("stream", number, answer.status, base64.b64decode(data.get("png", "")), bad)
+
+    async def _openai(self, session: aiohttp.ClientSession, number: int, bad: dict[str, Any] | None) -> None:
+        async with session.post(f"{self._url}/v1/images/generations", json=bad or _in_dialect(number)) as answer:
+            told = json.loads(await answer.read())
+            pictures = [one["b64_json"] for one in told.get("data", [])]
+            self._check("OpenAI", number, answer.status, base64.b64decode(pictures[0] if pictures else ""), bad)
+
+    async def _openai_stream(self, session: aiohttp.ClientSession, number: int, bad: dict[str, Any] | None) -> None:
+        fields = bad or _in_dialect(number) | {"stream": True, "partial_images": 2}
+        async with session.post(f"{self._url}/v1/images/generations", json=fields) as answer:
+            data = _last_event(await answer.read(), "image_generation.completed")
+            self._check("OpenAI stream", number, answer.status, base64.b64decode(data.get("b64_json", "")), bad)
+
+    def _check(self, route: str, number: int, status: int, data: bytes, bad: dict[str, Any] | None) -> None:
+        self._seen.answers[f"{route} {status}"] += 1
+        if status not in DOCUMENTED or (status == 200 and bad is not None):
+            self._seen.wrong.append(f"{route}: {status} for {bad or subject(number)}")
+        elif status == 200:
+            self._seen.checked += 1
+            made = pixels(data) if data else np.zeros((1, 1, 3), np.int16)
+            if made.shape != self._references[number].shape or np.abs(made - self._references[number]).max() > 1:
+                self._seen.wrong.append(f"{route}: not the picture of {subject(number)}")
+
+
+def _in_dialect(number: int) -> dict[str, Any]:
+    fields = subject(number)
+    return {"size": f"{fields.pop('width')}x{fields.pop('height')}", **fields}
+
+
+def _last_event(body: bytes, name: str) -> dict[str, Any]:
+    for block in reversed(body.decode().split("\r\n\r\n")):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
+        if lines.get("event") == name:
+            data: dict[str, Any] = json.loads(lines["data"])
+            return data
+    return {}
+
+
+def replicas() -> Iterator[psutil.Process]:
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "ServeReplica:imagine" in " ".join(child.cmdline()):
+                yield child
+
+
+def memory() -> int:
+    return sum(child.memory_full_info().uss for child in replicas())
+
+
+def left_over() -> tuple[int, int]:
+    """Threads of the replicas' processes, and tasks of their event loops."""
+    from ray import serve
+
+    tasks = sum(serve.get_deployment_handle(name, "imagine").tasks.remote().result(timeout_s=60) for name in ("APIIngress", "TextToImage"))
+    return sum(child.num_threads() for child in replicas()), tasks
+
+
+async def storm(url: str, references: Sequence[Pixels], clients: int, seconds: float, seed: int) -> Seen:
+    seen = Seen()
+    end = time.monotonic() + seconds
+
+    async def watch() -> None:
+        while time.monotonic() < end:
+            await asyncio.sleep(SECONDS_BETWEEN_SAMPLES)
+            seen.memory.append(memory())
+
+    callers = [Caller(url, references, seen, random.Random(seed + number)) for number in range(clients)]
+    await asyncio.gather(watch(), *(caller.until(end) for caller in callers))
+    return seen
+
+
+def growth(samples: Sequence[int]) -> float:
+    """Of the last part over the first part in which memory should be flat."""
+    part = max(1, len(samples) // FIRST_PART)
+    return statistics.median(samples[-part:]) / statistics.median(samples[part : 2 * part] or samples)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=20.0, help="default 20")
+    parser.add_argument("--clients", type=int, default=8, help="default 8")
+    parser.add_argument("--seed", type=int, default=0, help="of the chances (default 0)")
+    args = parser.parse_args(argv)
+    from app.client import ImagineClient
+
+    with serving.cluster() as address, serving.served(address) as url:
+        client = ImagineClient(url)
+        references = [pixels(client.generate(ImageRequest(**subject(number))).png) for number in range(SUBJECTS)]
+        asyncio.run(storm(url, references, args.clients, 10.0, args.seed + 1000))  # pools are filled, caches warm
+        time.sleep(5)
+        before = left_over()
+        seen = asyncio.run(storm(url, references, args.clients, 60 * args.minutes, args.seed))
+        time.sleep(5)
+        after = left_over()
+    told = {"pictures checked": seen.checked, "wrong": len(seen.wrong), "memory grew by": f"{growth(seen.memory) - 1:+.1%}"}
+    print(json.dumps(told | {"threads, tasks before": before, "after": after, "answers": dict(seen.answers)}, indent=1))
+    print(*seen.wrong[:20], sep="\n", file=sys.stderr)
+    leaked = after[1] > before[1] or after[0] > before[0] + 2
+    return int(bool(seen.wrong) or leaked or growth(seen.memory) > MOST_GROWTH)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

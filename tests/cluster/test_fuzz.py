@@ -1,0 +1,26 @@
+"""A public fuzzer over the whole OpenAPI document, briefly. `scripts/fuzz.py` does it ten thousand times."""
+
+import pytest
+from ray import serve
+
+from app.client import ImagineClient
+from scripts import fuzz, serving
+from tests.cluster.test_serving import eventually, serve_tiny
+
+
+def test_every_answer_is_one_the_document_promises_and_nothing_is_left_running(
+    cluster: str, client: ImagineClient, capfd: pytest.CaptureFixture[str]
+) -> None:
+    serve_tiny("fuzzed", **fuzz.LIMITS)
+    try:
+        ImagineClient(f"{cluster}/fuzzed").wait_until_ready(timeout_s=120)
+        assert fuzz.fuzz(f"{cluster}/fuzzed", cases=20, seed=1, timeout_s=200) == 0, capfd.readouterr().out
+        assert "9 selected / 9 total" in capfd.readouterr().out
+
+        def is_quiet() -> bool:
+            before = serving.rows_of("fuzzed")
+            return all(serving.rows_of("fuzzed") == before for _ in range(20))
+
+        eventually(is_quiet)
+    finally:
+        serve.delete("fuzzed")

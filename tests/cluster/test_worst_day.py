@@ -1,0 +1,253 @@
+"""Callers that leave, replicas that die, and more work than can be done."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import requests
+from ray import serve
+
+from app.client import AccessDenied, ImagineClient
+from app.schemas import ErrorAnswer, ImageRequest, Queued
+from tests.cluster.test_serving import eventually, serve_tiny
+from tests.engine.together import pixels
+
+LONG: dict[str, Any] = {"prompt": "a star", "num_inference_steps": 150, "seed": 1}
+LARGE: dict[str, Any] = {"width": 256, "height": 256}
+ROWS_OF_A_STEP = 2  # with guidance
+TOKENS = ("a-token-of-a-good-length", "another-one-for-rotation")
+SECRET = "pomegranates on a velvet sofa"
+
+
+def get(path: str, **fields: object) -> bytes:
+    return f"GET {path}?{urlencode(fields)} HTTP/1.1\r\nHost: here\r\n\r\n".encode()
+
+
+def post(path: str, **fields: object) -> bytes:
+    body = json.dumps(fields)
+    return f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def generations(**fields: object) -> bytes:
+    return post("/v1/images/generations", n=2, size="256x256", **LONG, **fields)
+
+
+ROUTES = {
+    "GET /imagine": (get("/imagine", **LONG, **LARGE), 1),
+    "POST /imagine": (post("/imagine", **LONG, **LARGE), 1),
+    "GET /imagine/stream": (get("/imagine/stream", previews=True, **LONG, **LARGE), 1),
+    "OpenAI": (generations(), 2),
+    "OpenAI, stream": (generations(stream=True, partial_images=3), 2),
+}
+
+
+def connected(client: ImagineClient, request: bytes) -> socket.socket:
+    host = urlsplit(client.base_url)
+    connection = socket.create_connection((str(host.hostname), host.port or 80))
+    connection.sendall(request)
+    return connection
+
+
+@pytest.fixture(scope="module")
+def denoiser_rows(client: ImagineClient) -> Callable[[], int]:
+    model = serve.get_deployment_handle("TextToImage", "imagine")
+    return lambda: model.denoiser_rows.remote().result(timeout_s=30)
+
+
+def grows(rows: Callable[[], int], by: int) -> Callable[[], bool]:
+    before = rows()
+    return lambda: rows() >= before + by
+
+
+@pytest.mark.parametrize(("request_", "pictures"), ROUTES.values(), ids=ROUTES)
+def test_a_closed_connection_stops_the_work_within_a_step(
+    client: ImagineClient, denoiser_rows: Callable[[], int], request_: bytes, pictures: int
+) -> None:
+    under_way = grows(denoiser_rows, 4 * ROWS_OF_A_STEP * pictures)
+    with connected(client, request_):
+        eventually(under_way)
+    at_the_end = denoiser_rows()  # a step may have begun before the connection was closed, and another before that was known
+    client.generate(ImageRequest(prompt="the next one", width=64, height=64, num_inference_steps=1))
+    assert denoiser_rows() - at_the_end - ROWS_OF_A_STEP <= 2 * ROWS_OF_A_STEP * pictures
+
+
+def test_those_who_stay_get_the_pictures_they_would_have_had_alone(client: ImagineClient, denoiser_rows: Callable[[], int]) -> None:
+    asked = ImageRequest(prompt="a blue star", num_inference_steps=30, seed=3)
+    alone = client.generate(asked).image
+    with ThreadPoolExecutor(1) as thread:
+        picture = thread.submit(client.generate, asked)
+        for seed in range(3):
+            under_way = grows(denoiser_rows, 4 * ROWS_OF_A_STEP)
+            with connected(client, get("/imagine", **LONG | {"seed": seed})):
+                eventually(under_way)
+        assert np.abs(pixels(picture.result().image) - pixels(alone)).max() <= 1
+
+
+def test_a_reader_that_stops_reading_holds_up_nobody(client: ImagineClient) -> None:
+    asked = ImageRequest(prompt="a star", num_inference_steps=2, seed=1)
+    expected = pixels(client.generate(asked).image)
+    with connected(client, get("/imagine/stream", previews=True, **LONG)):
+        assert np.abs(pixels(client.generate(asked).image) - expected).max() <= 1
+
+
+def metric(name: str, *tags: str) -> float:
+    """The sum of what Ray's own Prometheus endpoint shows of the app, with these tags. It is some seconds old."""
+    (node,) = ray.nodes()
+    page = requests.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=30).text
+    lines = [line for line in page.splitlines() if line.startswith(f"ray_imagine_{name}{{")]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(tag in line for tag in ('application="imagine"', *tags)))
+
+
+def replica_processes() -> list[int]:
+    """Their process numbers. The kernel shows the first 15 characters of a name, Ray writes the rest into the command line."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "ServeReplica:imagine:TextToImage" in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found
+
+
+def test_a_dead_replica_loses_nothing(client: ImagineClient, denoiser_rows: Callable[[], int]) -> None:
+    asked = [
+        ImageRequest(prompt=f"a {colour} star", num_inference_steps=20, seed=seed) for seed, colour in enumerate(["red", "blue", "pink"])
+    ]
+    expected = [client.generate(one).image for one in asked]
+
+    def ask(number: int) -> float:
+        """Every other one in a stream, whose steps must come once each."""
+        steps: list[int] = []
+        request = asked[number % len(asked)]
+        made = client.generate(request, (lambda progress: steps.append(progress.step)) if number % 2 else None)
+        assert steps == (list(range(1, 21)) if number % 2 else [])
+        return float(np.abs(pixels(made.image) - pixels(expected[number % len(asked)])).max())
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = threads.map(ask, range(24))
+        for _ in range(2):
+            eventually(lambda: len(replica_processes()) == 1)
+            client.wait_until_ready(timeout_s=120)
+            eventually(grows(denoiser_rows, 16), within_s=120)
+            os.kill(replica_processes()[0], signal.SIGKILL)
+        assert max(answers) <= 1
+    eventually(lambda: metric("retries_total") > 0)
+
+
+@pytest.fixture(scope="module")
+def narrow(cluster: str, client: ImagineClient) -> Iterator[ImagineClient]:
+    """One picture at a time, two may wait, and a token opens it."""
+    serve_tiny("narrow", max_queued_requests=2, max_batch_size=1, tokens=",".join(TOKENS), max_tries=1)
+    narrow = ImagineClient(f"{cluster}/narrow", TOKENS[1], retries=20)
+    narrow.wait_until_ready(timeout_s=120)
+    yield narrow
+    serve.delete("narrow")
+
+
+def with_token(narrow: ImagineClient, **query: str | int) -> requests.Response:
+    return requests.get(f"{narrow.base_url}/imagine", query, headers={"Authorization": f"Bearer {TOKENS[0]}"}, timeout=60)
+
+
+def test_only_a_token_opens_the_service_and_any_of_them_does(narrow: ImagineClient) -> None:
+    for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKENS[0]}"}, {"Authorization": "Bearer é"}):
+        answer = requests.get(f"{narrow.base_url}/capabilities", headers={k: v.encode() for k, v in header.items()}, timeout=30)
+        assert (answer.status_code, answer.json()["error"], answer.headers["WWW-Authenticate"]) == (401, "unauthorized", "Bearer")
+    assert requests.get(f"{narrow.base_url}/readyz", timeout=30).ok
+    assert [ImagineClient(narrow.base_url, token).capabilities.model for token in TOKENS] == ["tiny", "tiny"]
+    with pytest.raises(AccessDenied, match="token="):
+        ImagineClient(narrow.base_url).generate(ImageRequest(prompt="a star"))
+    dialect = requests.get(f"{narrow.base_url}/v1/models", timeout=30)
+    assert dialect.json()["error"]["type"] == "authentication_error"
+
+
+def test_behind_a_token_only_private_caches_may_keep_a_picture(narrow: ImagineClient) -> None:
+    assert with_token(narrow, prompt="a star", num_inference_steps=1, seed=1).headers["Cache-Control"] == "private, no-cache"
+
+
+def test_a_full_queue_says_when_to_come_back_and_who_does_gets_a_picture(narrow: ImagineClient) -> None:
+    asked: dict[str, Any] = {"prompt": "a star", "num_inference_steps": 20, "seed": 1}
+    expected = with_token(narrow, **asked).content
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: with_token(narrow, **asked), range(8)))
+    made, refused = [one for one in answers if one.ok], [one for one in answers if not one.ok]
+    assert [len(made), len(refused)] == [3, 5]
+    assert [one.content == expected for one in made] == [True] * 3
+    told = [ErrorAnswer.model_validate_json(one.content) for one in refused]
+    for answer, error in zip(refused, told, strict=True):
+        assert (answer.status_code, error.error) == (503, "overloaded")
+        assert error.retry_after_s is not None and error.expected_wait_s is not None  # noqa: PT018
+        assert 0 < error.retry_after_s < error.expected_wait_s
+        assert error.retry_after_s <= int(answer.headers["Retry-After"]) < error.retry_after_s + 2
+    with ThreadPoolExecutor(4) as threads:
+        patient = list(threads.map(lambda _: narrow.generate(ImageRequest.model_validate(asked)), range(4)))
+    assert [one.png == expected for one in patient] == [True] * 4
+    assert float(with_token(narrow, **asked).headers["X-Imagine-Expected-Wait"]) == 0
+
+
+def test_those_who_wait_are_told_their_place_and_those_who_leave_it_make_room(narrow: ImagineClient) -> None:
+    long, short = ImageRequest(prompt="a star", num_inference_steps=100), ImageRequest(prompt="a star", num_inference_steps=1)
+    with narrow.stream(long) as first, narrow.stream(long) as second, narrow.stream(long) as third:
+        places = [next(one) for one in (first, second, third)]
+        assert [place.position for place in places if isinstance(place, Queued)] == [0, 1, 2]
+        waits = [place.expected_wait_s for place in places if isinstance(place, Queued)]
+        assert waits[0] == 0 < waits[1] < waits[2]
+    began = time.monotonic()
+    narrow.generate(short)
+    assert time.monotonic() - began < waits[2], "it did not wait for those who left"
+
+
+def test_a_deadline_that_passes_in_the_middle_is_a_504(client: ImagineClient) -> None:
+    asked = ImageRequest(prompt="a star", num_inference_steps=80, seed=1)
+    began = time.monotonic()
+    client.generate(asked)
+    alone = time.monotonic() - began
+    model = serve.get_deployment_handle("TextToImage", "imagine")  # past the queue, so that nobody can foresee the crowd
+    crowd = [
+        model.generate.remote([asked.model_copy(update={"width": width, "height": 256}).resolved(client.capabilities)], 8 * alone)
+        for width in (192, 208, 224, 240, 256)
+    ]
+    answer = requests.get(
+        f"{client.base_url}/imagine",
+        asked.model_dump(exclude_none=True),
+        headers={"X-Request-Timeout-Seconds": str(2.5 * alone)},
+        timeout=120,
+    )
+    assert (answer.status_code, answer.json()["error"]) == (504, "deadline_passed")
+    for one in crowd:
+        one.cancel()
+
+
+def test_prompts_are_in_no_log(narrow: ImagineClient, client: ImagineClient, session_folder: Path) -> None:
+    bodies: list[dict[str, Any]] = [{"prompt": SECRET, "num_inference_steps": 1}, {"prompt": SECRET, "seed": "x"}]
+    for fields in bodies:
+        requests.get(f"{client.base_url}/imagine", fields, timeout=60)
+        requests.post(f"{client.base_url}/imagine", json=fields, timeout=60)
+        requests.get(f"{client.base_url}/imagine/stream", fields, timeout=60)
+    logs = [path for path in (session_folder / "logs").rglob("*") if path.is_file()]
+    assert any("/imagine" in path.read_text(errors="replace") for path in logs), "the log does tell of requests"
+    words = SECRET.split()
+    assert [path for path in logs if words[0] in path.read_text(errors="replace")] == []
+
+
+def test_everything_is_counted(client: ImagineClient) -> None:
+    short = {"prompt": "a star", "num_inference_steps": "1", "seed": "1"}
+    requests.get(f"{client.base_url}/imagine", short, timeout=60)
+    requests.get(f"{client.base_url}/imagine", short | {"seed": "x"}, timeout=60)
+    with connected(client, get("/imagine/stream", **LONG)) as reader:
+        reader.recv(1)
+    eventually(lambda: metric("requests_total", 'route="/imagine"', 'outcome="ok"') > 0)
+    eventually(lambda: metric("requests_total", 'route="/imagine"', 'outcome="refused"', 'reason="invalid_request"') > 0)
+    eventually(lambda: metric("cancellations_total", 'route="/imagine/stream"') > 0)
+    eventually(lambda: metric("phase_seconds_count", 'phase="denoise"') > 0)
+    eventually(lambda: metric("denoiser_rows_total") > 0 and metric("batch_size_count") > 0)

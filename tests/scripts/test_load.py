@@ -1,0 +1,53 @@
+"""The load that the served benchmark puts on, on a real server; and how what came back is summed up."""
+
+import math
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from app.engine.engine import ImageEngine
+from scripts.benchmark_serving import Result, plot, summed_up, table
+from scripts.load import Answer, Way, arrivals, closed_loop, numbered, percentile
+from tests.test_client import EngineBackend, serving
+
+
+def no_rows() -> int:
+    return 0
+
+
+def test_callers_in_a_closed_loop_ask_until_all_was_asked(engine: ImageEngine) -> None:
+    with serving(EngineBackend(engine)) as url:
+        answers, _ = closed_loop(Way("ours", f"{url}/imagine", no_rows), 2, list(numbered(5, 64, 1)))
+    assert [answer.status for answer in answers] == [200] * 5
+    assert all(answer.promised_wait == 0 for answer in answers)
+
+
+def test_callers_that_arrive_at_random_are_all_answered(engine: ImageEngine) -> None:
+    with serving(EngineBackend(engine)) as url:
+        answers, _ = arrivals(Way("ours", f"{url}/imagine", no_rows, "POST"), 1000, list(numbered(4, 64, 1)), seed=1)
+    assert [answer.status for answer in answers] == [200] * 4
+
+
+def test_callers_that_leave_are_no_errors(engine: ImageEngine) -> None:
+    with serving(EngineBackend(engine)) as url:
+        answers, _ = closed_loop(Way("ours", f"{url}/imagine", no_rows), 1, list(numbered(2, 64, 1)), [0.0, None])
+    assert [(answer.status, answer.left) for answer in answers] == [(0, True), (200, False)]
+
+
+def test_answers_are_summed_up_told_and_drawn(tmp_path: Path) -> None:
+    answers = [Answer(200, seconds, promised_wait=1.0, waited=2.0) for seconds in (1.0, 2.0, 3.0)]
+    answers += [Answer(503, 0.05), Answer(500, 1.0), Answer(0, 1.0), Answer(0, 1.0, left=True)]
+    result = summed_up("8 clients", "ours", answers, seconds=6.0, rows=50, rows_each=10)
+    assert result == Result(
+        "8 clients", "ours", 3, 0.5, 2.0, 3.0, 3.0, refused=1, errors=2, wasted_rows=20, refused_in=0.05, promise_off_by=2
+    )
+    assert "| 8 clients | ours | 0.50 | 2.00 |" in table([result])
+    plot([result], tmp_path / "serving.png")
+    assert Image.open(tmp_path / "serving.png").size == (1320, 480)
+
+
+@pytest.mark.parametrize(("part", "expected"), [(0.5, 5), (0.95, 10), (0.0, 1), (1.0, 10)])
+def test_a_percentile_is_a_value_that_occurred(part: float, expected: int) -> None:
+    assert percentile(range(10, 0, -1), part) == expected
+    assert math.isnan(percentile([], part))
