@@ -113,6 +113,6 @@ def test_what_is_uploaded_is_the_code_and_the_bundled_checkpoint_only_when_it_is
     with staged(REPOSITORY) as folder:
         packed = {member.name: member.size for member in members(folder, asked.excludes)}
     assert {"app/__init__.py", "app/engine/engine.py", "app/routes/imagine.py"} <= set(packed)
-    assert [name for name in packed if re.match(r"(tests|scripts|\.venv|\.git|\.tiny|\.ci|app/explorer)/|.*\.ipynb$", name)] == []
+    assert [name for name in packed if re.match(r"(tests|scripts|\..*|app/explorer)/|\.|.*\.(ipynb|md)$", name)] == []
     assert ("app/tiny/unet/diffusion_pytorch_model.safetensors" in packed) == bundled
     assert bundled or sum(packed.values()) < 500_000
