@@ -21,7 +21,7 @@ from app.engine.facts import call_parameters, capabilities_of
 from app.engine.policy import FairShare
 from app.engine.preview import Preview
 from app.engine.run import ProgressCallback, Run
-from app.schemas import Capabilities, DeadlinePassed, GeneratedImage, GenerationCancelled, ImageRequest, Progress
+from app.schemas import MAX_STEPS, Capabilities, DeadlinePassed, GeneratedImage, GenerationCancelled, ImageRequest, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class ImageEngine:
     ) -> None:
         self._checkpoint = checkpoint
         self._pipe = checkpoint.pipe
-        self.capabilities: Capabilities = capabilities_of(checkpoint, max_pixels, version)
+        self.capabilities: Capabilities = capabilities_of(checkpoint, max_pixels, version).limited(MAX_STEPS)
         self._outside_loop = threading.Lock()
         module = _denoiser_of(self._pipe)
         shares = module is not None and "callback_on_step_end" in call_parameters(self._pipe)

@@ -111,3 +111,10 @@ def test_a_prompt_longer_than_the_text_encoder_takes_is_said(engine: ImageEngine
 def test_words_the_checkpoint_never_saw_still_give_a_picture(engine: ImageEngine, prompt: str) -> None:
     image = engine.generate(ImageRequest(prompt=prompt, num_inference_steps=2, seed=0)).image
     assert pixels(image).std() > 1
+
+
+def test_a_limit_below_the_models_own_size_becomes_the_default_size() -> None:
+    small = ImageEngine(checkpoint.load("tiny"), max_pixels=64 * 64)
+    small.warm_up()
+    assert (small.capabilities.width, small.capabilities.height) == (64, 64)
+    small.close()
