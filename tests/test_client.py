@@ -13,6 +13,7 @@ from ray.exceptions import ActorDiedError
 
 from app.client import AccessDenied, ImagineClient, ServiceBusy, ServiceFailed, ServiceUnreachable
 from app.engine.engine import ImageEngine
+from app.routes.admission import Overloaded
 from app.routes.backend import Job
 from app.routes.errors import NotReady
 from app.routes.ingress import build_api
@@ -177,3 +178,41 @@ def test_waiting_ends_as_soon_as_the_service_has_died(free_port: int) -> None:
 def test_waiting_ends_at_its_deadline_with_the_reason(engine: ImageEngine) -> None:
     with serving(EngineBackend(engine, NotReady())) as url, pytest.raises(ServiceBusy, match="still loading"):
         ImagineClient(url).wait_until_ready(timeout_s=0.5)
+
+
+class BusyAtFirst(EngineBackend):
+    """Refuses `refusals` requests, each until 50 ms later."""
+
+    def __init__(self, engine: ImageEngine, refusals: int, retry_after_s: float = 0.05) -> None:
+        super().__init__(engine)
+        self.left, self.retry_after_s = refusals, retry_after_s
+
+    async def run(self, job: Job) -> AsyncGenerator[Queued | Update]:
+        if self.left:
+            self.left -= 1
+            raise Overloaded(self.retry_after_s, 10.0, 5)
+        async for told in super().run(job):
+            yield told
+
+
+def test_a_busy_service_is_asked_again_when_it_says(engine: ImageEngine) -> None:
+    with serving(BusyAtFirst(engine, 2)) as url:
+        assert ImagineClient(url, retries=2).generate(STAR) == engine.generate(STAR)
+
+
+def test_no_more_often_than_agreed(engine: ImageEngine) -> None:
+    with serving(BusyAtFirst(engine, 3)) as url, pytest.raises(ServiceBusy, match="5 requests are waiting"):
+        ImagineClient(url, retries=2).generate(STAR)
+
+
+def test_whoever_watches_the_steps_is_told_the_wait_instead(engine: ImageEngine) -> None:
+    with serving(BusyAtFirst(engine, 1, retry_after_s=30)) as url, pytest.raises(ServiceBusy) as busy:
+        ImagineClient(url).generate(STAR, lambda progress: None)
+    assert busy.value.retry_after_s == 30
+
+
+def test_a_wait_for_a_busy_service_can_be_cancelled(engine: ImageEngine) -> None:
+    cancel = threading.Event()
+    threading.Timer(0.3, cancel.set).start()
+    with serving(BusyAtFirst(engine, 1, retry_after_s=3600)) as url, pytest.raises(GenerationCancelled):
+        ImagineClient(url).generate(STAR, cancel=cancel)
