@@ -143,6 +143,16 @@ def test_a_deploy_that_did_not_arrive_is_said_and_not_sent_again(
     assert "new has not arrived: nothing was deployed, so try again" in read(capsys)
 
 
+@pytest.mark.parametrize("path", ["/compute_templates/$", "_presigned_url$"])
+def test_what_is_lost_on_the_way_to_the_deploy_deploys_nothing(
+    rollout: Rollout, running_old: StandIn, capsys: pytest.CaptureFixture[str], path: str
+) -> None:
+    running_old.troubles.append(Trouble("POST", path, 0))
+    assert rollout("--version", "new") == Exit.UNREACHABLE
+    assert running_old.changes() == []
+    assert "nothing was deployed, so try again" in read(capsys)
+
+
 def test_a_lost_change_of_the_traffic_is_repeated_since_it_does_no_harm(rollout: Rollout, running_old: StandIn) -> None:
     running_old.before_call = lambda call: lose_the_second_apply(running_old)
     assert rollout("--version", "new", "--canary", "50") == 0
