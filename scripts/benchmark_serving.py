@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -228,6 +229,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what was started is stopped
     told: dict[str, Any] = {"cpus": os.cpu_count(), "settings": {name: str(value) for name, value in vars(args).items()}} | limits(args)
     print(json.dumps(told), flush=True)
     with tempfile.TemporaryDirectory() as folder, all_ways(args.ways, Path(folder)) as ways:
