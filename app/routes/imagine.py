@@ -17,9 +17,11 @@ from app.schemas import Capabilities, ErrorAnswer, ErrorDetail, Facts, ImageRequ
 from app.settings import Settings
 
 MARGIN, LONGEST_MARGIN_S = 0.1, 0.5  # how much before the caller's deadline ours is: Serve's proxy cuts off at the same header
+SHORTEST_DEADLINE_S = 1.0  # below, the proxy may well answer before anybody here has read the request
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "The service wants a token, or another one"},
+    408: {"content": {"text/plain": {}}, "description": "Serve's proxy gave up before the service did; only with a tiny deadline"},
     413: {"model": ErrorAnswer, "description": "The body is too large"},
     415: {"model": ErrorAnswer, "description": "The body is not JSON"},
     422: {"model": ErrorAnswer, "description": "A field breaks a rule"},
@@ -80,7 +82,11 @@ def deadline_of(settings: Settings) -> Callable[[float | None], Awaitable[float]
     async def deadline(
         x_request_timeout_seconds: Annotated[
             float | None,
-            Header(gt=0, allow_inf_nan=False, description="Give up after so many seconds; refused at once if that is too short"),
+            Header(
+                ge=SHORTEST_DEADLINE_S,
+                allow_inf_nan=False,
+                description="Give up after so many seconds; refused at once if that is too short",
+            ),
         ] = None,
     ) -> float:
         seconds = settings.request_timeout_s

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from app.routes import caching, rendering
+from app.routes import caching, imagine, rendering
 from app.routes.backend import Backend, Job, make
 from app.routes.errors import ModelNotFound, openai_shape
 from app.routes.imagine import deadline_of
@@ -74,6 +74,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         504: "The pictures were not ready in the time the request was given",
     }.items()
 }
+ERRORS[408] = imagine.ERRORS[408]
 UNUSED: dict[int | str, dict[str, Any]] = {422: {"model": ProblemAnswer, "description": "Never: a field that breaks a rule is a 400 here"}}
 
 

@@ -123,16 +123,14 @@ def test_errors_are_not_kept(client: ImagineClient) -> None:
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(client: ImagineClient) -> None:
     long = {"prompt": "a star", "num_inference_steps": "150", "img_size": "256"}
-    answer = requests.get(f"{client.base_url}/imagine", long, headers={"X-Request-Timeout-Seconds": "0.5"}, timeout=30)
+    answer = requests.get(f"{client.base_url}/imagine", long, headers={"X-Request-Timeout-Seconds": "1"}, timeout=30)
     assert (answer.status_code, answer.json()["error"]) == (503, "deadline_too_short")
     assert "Retry-After" not in answer.headers, "waiting would not help"
     with pytest.raises(DeadlineMissed, match="is expected in"):
-        ImagineClient(client.base_url, timeout_s=0.5).generate(
-            ImageRequest(prompt="a star", num_inference_steps=150, width=256, height=256)
-        )
+        ImagineClient(client.base_url, timeout_s=1).generate(ImageRequest(prompt="a star", num_inference_steps=150, width=256, height=256))
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "soon"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "0.9", "nan", "soon"])
 def test_a_deadline_that_is_none_is_refused_by_name(client: ImagineClient, seconds: str) -> None:
     answer = requests.get(f"{client.base_url}/imagine", SHORT, headers={"X-Request-Timeout-Seconds": seconds}, timeout=30)
     assert (answer.status_code, answer.json()["details"][0]["field"]) == (422, "x-request-timeout-seconds")
