@@ -44,10 +44,10 @@ def cluster() -> Iterator[Cluster]:
 def _end(process: subprocess.Popen[bytes]) -> None:
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     process.terminate()
-    process.wait(90)
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=60)  # it takes leave of its replicas first
     for one in alive:
         one.kill()
+    process.wait(10)
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
