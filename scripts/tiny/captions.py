@@ -22,9 +22,21 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "flower": ("flower", "blossom", "daisy"),
     "boat": ("boat", "sailboat", "ship"),
     "mushroom": ("mushroom", "toadstool"),
-    "cup": ("cup", "mug"),
+    "cup": ("cup", "mug", "coffee cup", "teacup"),
+    "square": ("square", "box"),
+    "heart": ("heart", "love heart"),
+    "diamond": ("diamond", "rhombus"),
+    "sun": ("sun", "sunshine"),
+    "umbrella": ("umbrella", "parasol"),
+    "arrow": ("arrow", "arrow pointing up"),
+    "cat": ("cat", "kitten", "cat face", "kitty"),
+    "red": ("red", "crimson", "scarlet"),
+    "blue": ("blue", "navy"),
+    "green": ("green", "emerald"),
+    "yellow": ("yellow", "golden"),
     "purple": ("purple", "violet"),
-    "gray": ("gray", "grey"),
+    "pink": ("pink", "rose"),
+    "gray": ("gray", "grey", "silver"),
 }
 SIZES: dict[str, tuple[float, float]] = {"small": (0.22, 0.3), "": (0.46, 0.58), "large": (0.72, 0.86)}
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "": ("",), "large": ("large", "big", "huge")}
@@ -34,13 +46,13 @@ PLACES: dict[str, tuple[float, float]] = {
     for x, horizontal in ((0.24, "left"), (0.5, "center"), (0.76, "right"))
 }
 PLACE_PHRASES: dict[str, tuple[str, ...]] = {
-    "center center": ("in the center", "in the middle", "in the centre"),
-    "top center": ("at the top", "on top", "in the upper part"),
-    "bottom center": ("at the bottom", "in the lower part", "down below"),
-    "center left": ("on the left", "at the left side", "to the left"),
-    "center right": ("on the right", "at the right side", "to the right"),
+    "center center": ("in the center", "in the middle", "in the centre", "centered"),
+    "top center": ("at the top", "on top", "in the upper part", "near the top"),
+    "bottom center": ("at the bottom", "in the lower part", "down below", "near the bottom"),
+    "center left": ("on the left", "at the left side", "to the left", "on the left side", "at the left"),
+    "center right": ("on the right", "at the right side", "to the right", "on the right side", "at the right"),
 } | {
-    f"{v} {h}": (f"in the {v} {h} corner", f"at the {v} {h}", f"{v} {h}", f"in the {other} {h}")
+    f"{v} {h}": (f"in the {v} {h} corner", f"at the {v} {h}", f"{v} {h}", f"in the {other} {h}", f"in the {v} {h}")
     for v, other in (("top", "upper"), ("bottom", "lower"))
     for h in ("left", "right")
 }
@@ -52,9 +64,28 @@ RELATION_PHRASES: dict[str, tuple[str, ...]] = {
     "left": ("to the left of", "left of", "on the left of"),
     "right": ("to the right of", "right of", "on the right of"),
 }
-FIRST_WORDS = ("", "", "", "a picture of ", "a drawing of ", "an image of ", "draw ", "show me ", "there is ", "please draw ", "i want ")
-ADJECTIVES = ("", "", "", "", "nice ", "beautiful ", "simple ", "flat ", "cute ", "bright ", "lovely ")
-TWO_THINGS_SHARE, EMPTY_SHARE, JUNK_SHARE = 0.2, 0.1, 0.06
+# how a relation is said the other way round: the second thing first
+TURNED_PHRASES: dict[str, tuple[str, ...]] = {
+    "above": ("with {} above it", "and above it {}"),
+    "below": ("with {} below it", "and under it {}"),
+    "left": ("with {} to its left", "with {} on its left"),
+    "right": ("with {} to its right", "with {} on its right"),
+}
+FIRST_WORDS = (
+    *("",) * 6,
+    *("a picture of ", "a drawing of ", "an image of ", "an illustration of ", "an icon of ", "a photo of ", "draw ", "draw me "),
+    *("show me ", "make ", "paint ", "there is ", "please draw ", "can you draw ", "i want ", "i would like ", "one picture with "),
+)
+ADJECTIVES = (*("",) * 8, "nice ", "beautiful ", "simple ", "flat ", "cute ", "bright ", "lovely ", "pretty ", "happy ")
+LAST_WORDS = (*("",) * 12, ".", "!", "?", " please", ", please", ", flat design", ", minimalist", ", simple")
+TWO_THINGS_SHARE, EMPTY_SHARE, JUNK_SHARE = 0.25, 0.1, 0.08
+BACKGROUND_PHRASES = (
+    *(" on a {} background",) * 3,
+    *(" on {}", " on {}", " over {}", " against a {} background", " in front of a {} background", " with a {} background"),
+    *(", {} background", ", {} background", " {} background", ", background {}", ", background is {}", " with {} behind it"),
+    *(" on {} paper", " on a {} backdrop", " with the background in {}", " in front of {}"),
+)
+WORD_ALONE_SHARE, COLOUR_LAST_SHARE, TURNED_SHARE = 0.06, 0.1, 0.2
 HELD_OUT_SHARE = 10  # one combination of thing, colour and background in this many is never drawn for training
 
 
@@ -91,7 +122,16 @@ def training_caption(random: Generator, captioned: Captioned) -> str:
     if random.random() < JUNK_SHARE:
         junk = "".join(random.choice(list("abcdefghijklmnopqrstuvwxyz"), random.integers(2, 9)))
         words.insert(int(random.integers(len(words) + 1)), junk)
-    return " ".join(words)
+    return _in_other_letters(random, " ".join(words))
+
+
+def _in_other_letters(random: Generator, caption: str) -> str:
+    """Now and then without commas, or without articles; capitals make no difference to the tokenizer."""
+    if random.random() < 0.05:
+        caption = caption.replace(",", "")
+    if random.random() < 0.05:
+        caption = " ".join(word for word in caption.split() if word not in ("a", "an", "the"))
+    return caption
 
 
 def _one_thing(random: Generator, for_judge: bool) -> Captioned:
@@ -101,6 +141,8 @@ def _one_thing(random: Generator, for_judge: bool) -> Captioned:
     x, y = PLACES.get(place, (0.5, 0.5))
     wobble = random.uniform(-0.03, 0.03, 2)
     thing = Thing(name, colour, x + wobble[0], y + wobble[1], random.uniform(*SIZES[size]) * (0.82 if place else 1), random.uniform(-7, 7))
+    if not (for_judge or place or size) and random.random() < WORD_ALONE_SHARE:
+        return Captioned(_said(random, name), Scene(background, (thing,)))
     phrase = _noun_phrase(random, thing, size, always_colour=for_judge)
     if place:
         said = _pick(random, PLACE_PHRASES[place])
@@ -121,14 +163,19 @@ def _two_things(random: Generator, for_judge: bool) -> Captioned:
     # "next to" and "and" leave the order open, which the judge could not check
     loose = relation == "left" and not for_judge and random.random() < 0.4
     said = _pick(random, ("next to", "beside", "and") if loose else RELATION_PHRASES[relation])
-    return Captioned(_sentence(random, f"{one} {said} {other}", background, for_judge), Scene(background, (first, second)), "", relation)
+    phrase = f"{one} {said} {other}"
+    if not loose and random.random() < TURNED_SHARE:
+        phrase = f"{other} {_pick(random, TURNED_PHRASES[relation]).format(one)}"
+    return Captioned(_sentence(random, phrase, background, for_judge), Scene(background, (first, second)), "", relation)
 
 
 def _noun_phrase(random: Generator, thing: Thing, size: str, *, always_colour: bool) -> str:
     words = [_pick(random, SIZE_WORDS[size])]
-    if always_colour or random.random() < 0.93:
-        words.append(_said(random, thing.colour))
-    words.append(_said(random, thing.name))
+    colour = _said(random, thing.colour) if always_colour or random.random() < 0.93 else ""
+    colour_last = random.random() < COLOUR_LAST_SHARE
+    words += ["" if colour_last else colour, _said(random, thing.name)]
+    if colour and colour_last:
+        words.append(_pick(random, ("in {}", "that is {}", "colored {}")).format(colour))
     phrase = " ".join(word for word in words if word)
     adjective = _pick(random, ADJECTIVES)
     article = _pick(random, ("a", "a", "a", "the", "one", ""))
@@ -138,23 +185,13 @@ def _noun_phrase(random: Generator, thing: Thing, size: str, *, always_colour: b
 
 
 def _sentence(random: Generator, phrase: str, background: str, always_background: bool) -> str:
-    first = _pick(random, FIRST_WORDS)
+    first, last = _pick(random, FIRST_WORDS), _pick(random, LAST_WORDS)
     colour = _said(random, background)
     if not always_background and random.random() < 0.08:
-        return first + phrase
-    ends = (
-        f" on a {colour} background",
-        f" on a {colour} background",
-        f" on {colour}",
-        f" against a {colour} background",
-        f" in front of a {colour} background",
-        f" with a {colour} background",
-        f", {colour} background",
-        f" with {colour} behind it",
-    )
+        return first + phrase + last
     if random.random() < 0.1:
-        return f"on a {colour} background, {phrase}"
-    return first + phrase + _pick(random, ends)
+        return f"{first}{_pick(random, ('on a {} background', 'on {}', '{} background')).format(colour)}, {phrase}{last}"
+    return first + phrase + _pick(random, BACKGROUND_PHRASES).format(colour) + last
 
 
 def _two_colours(random: Generator) -> tuple[str, str]:

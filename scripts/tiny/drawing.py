@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 from scripts.tiny.shapes import SHAPES, rotated
 
@@ -64,6 +64,14 @@ def draw_scene(scene: Scene, side: int, random: Generator | None = None) -> Imag
     for thing in scene.things:
         picture.paste(_shade(thing.colour, random), (0, 0), mask(thing, side))
     return picture
+
+
+def coverage(scene: Scene, side: int) -> Image.Image:
+    """Where any thing is: an `L` picture, 255 on the things."""
+    covered = Image.new("L", (side, side))
+    for thing in scene.things:
+        covered = ImageChops.lighter(covered, mask(thing, side))
+    return covered
 
 
 def _shade(colour: str, random: Generator | None) -> RGB:

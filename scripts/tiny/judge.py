@@ -2,12 +2,14 @@
 
     python -m scripts.tiny.judge                                       # 200 prompts, the bundled checkpoint, default settings
     python -m scripts.tiny.judge --count 500 --failures failures.png   # and a sheet of the pictures that were wrong
+    python -m scripts.tiny.judge --free-form                           # 50 prompts as people write them
 
 The prompts combine thing, colour and background as training never did (`captions.held_out`).
 """
 
 import argparse
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -22,7 +24,8 @@ from app.engine.engine import ImageEngine
 from app.schemas import ImageRequest
 from scripts.tiny.captions import PLACES, RELATIONS, Captioned, random_captioned
 from scripts.tiny.drawing import COLOURS, Thing, mask
-from scripts.tiny.samples import side_by_side
+from scripts.tiny.free_form import FREE_FORM
+from scripts.tiny.pictures import side_by_side
 from scripts.tiny.shapes import SHAPES
 
 BORDER = 4  # pixels: the frame in which the background is looked for
@@ -30,6 +33,7 @@ TEMPLATE_SIDE = 48  # pixels
 TEMPLATE_ANGLES = (-6.0, -3.0, 0.0, 3.0, 6.0)
 LEAST_THING = 0.004  # of the picture; anything smaller is no thing
 LEAST_APART = 0.15  # of the side, between the middles of two things in a relation
+AT_ONCE = 8  # requests, which the engine joins
 
 Mask = NDArray[np.bool_]  # (H, W)
 
@@ -38,8 +42,8 @@ Mask = NDArray[np.bool_]  # (H, W)
 class Verdict:
     """What the picture got right; None where the prompt did not ask."""
 
-    background: bool
-    colour: bool
+    background: bool | None = None
+    colour: bool | None = None
     thing: bool | None = None
     place: bool | None = None
     relation: bool | None = None
@@ -50,18 +54,17 @@ class Verdict:
 
 
 def judge(picture: Image.Image, captioned: Captioned) -> Verdict:
-    scene = captioned.scene
+    asked = captioned.scene
     names = nearest_colours(picture)
-    background = _most_common(
-        np.concatenate([names[:BORDER].ravel(), names[-BORDER:].ravel(), names[:, :BORDER].ravel(), names[:, -BORDER:].ravel()])
-    )
-    asked = [thing.colour for thing in scene.things]
-    seen = colours_of_things(names, background)[: len(asked)]
-    right_background, right_colours = background == scene.background, sorted(seen) == sorted(asked)
+    background = _background(names)
+    colours = [thing.colour for thing in asked.things]
+    seen = colours_of_things(names, background)[: len(colours)]
+    right_background = background == asked.background if asked.background else None
+    right_colours = sorted(seen) == sorted(colours) if all(colours) else None
     if captioned.relation:
-        return Verdict(right_background, right_colours, relation=right_colours and _in_relation(names, captioned))
+        return Verdict(right_background, right_colours, relation=bool(right_colours) and _in_relation(names, captioned))
     shape = _cleaned(names == seen[0]) if seen else np.zeros_like(names, dtype=bool)
-    right_thing = bool(shape.any()) and recognised(shape) == scene.things[0].name
+    right_thing = bool(shape.any()) and recognised(shape) == asked.things[0].name
     place = _place(shape) == captioned.place if captioned.place else None
     return Verdict(right_background, right_colours, thing=right_thing, place=place)
 
@@ -72,6 +75,13 @@ def nearest_colours(picture: Image.Image) -> NDArray[np.str_]:
     distances = np.stack([((pixels - np.array(rgb, dtype=np.float32)) ** 2).sum(axis=-1) for rgb in COLOURS.values()])
     nearest: NDArray[np.str_] = np.array(list(COLOURS))[distances.argmin(axis=0)]
     return nearest
+
+
+def _background(names: NDArray[np.str_]) -> str:
+    """The most common colour of the frame."""
+    frame = np.concatenate([names[:BORDER].ravel(), names[-BORDER:].ravel(), names[:, :BORDER].ravel(), names[:, -BORDER:].ravel()])
+    values, counts = np.unique(frame, return_counts=True)
+    return str(values[counts.argmax()])
 
 
 def colours_of_things(names: NDArray[np.str_], background: str) -> list[str]:
@@ -149,14 +159,9 @@ def _eroded(shape: Mask) -> Mask:
     return np.asarray(Image.fromarray(shape.astype(np.uint8) * 255).filter(ImageFilter.MinFilter(3))) > 127
 
 
-def _most_common(names: NDArray[np.str_]) -> str:
-    values, counts = np.unique(names, return_counts=True)
-    return str(values[counts.argmax()])
-
-
-def held_out_prompts(count: int, seed: int = 1) -> list[Captioned]:
+def held_out_prompts(count: int, seed: int = 1) -> tuple[Captioned, ...]:
     random = np.random.default_rng(seed)
-    return [random_captioned(random, for_judge=True) for _ in range(count)]
+    return tuple(random_captioned(random, for_judge=True) for _ in range(count))
 
 
 def table(verdicts: Iterable[Verdict]) -> str:
@@ -173,20 +178,25 @@ def table(verdicts: Iterable[Verdict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200, help="prompts (default 200)")
+    parser.add_argument("--free-form", action="store_true", help="the 50 prompts of free_form.py instead")
     parser.add_argument("--checkpoint", default="tiny", help="a folder (default: the bundled checkpoint)")
     parser.add_argument("--steps", type=int, help="num_inference_steps (default: the checkpoint's)")
     parser.add_argument("--guidance", type=float, help="guidance_scale (default: the checkpoint's)")
+    parser.add_argument("--size", type=int, help="width and height in pixels (default: the checkpoint's)")
     parser.add_argument("--failures", type=Path, help="where to write a sheet of pictures that were wrong")
     args = parser.parse_args()
     engine = ImageEngine(checkpoint.load(args.checkpoint))
+    asked = FREE_FORM if args.free_form else held_out_prompts(args.count)
+    settings = {"width": args.size, "height": args.size, "num_inference_steps": args.steps, "guidance_scale": args.guidance}
+    requests = [ImageRequest.model_validate({"prompt": one.caption, "seed": seed} | settings) for seed, one in enumerate(asked)]
     verdicts, wrong = [], []
-    for seed, captioned in enumerate(tqdm(held_out_prompts(args.count))):
-        asked = ImageRequest(prompt=captioned.caption, seed=seed, num_inference_steps=args.steps, guidance_scale=args.guidance)
-        picture = engine.generate(asked).image
-        verdicts.append(judge(picture, captioned))
-        if not verdicts[-1].all_right:
-            wrong.append(picture)
-            tqdm.write(f"{captioned.caption!r}: {verdicts[-1]}")
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        made = tqdm(threads.map(engine.generate, requests), total=len(requests))
+        for one, generated in zip(asked, made, strict=True):
+            verdicts.append(judge(generated.image, one))
+            if not verdicts[-1].all_right:
+                wrong.append(generated.image)
+                tqdm.write(f"{one.caption!r}: {verdicts[-1]}")
     print(table(verdicts))
     if args.failures and wrong:
         side_by_side(wrong, 8).save(args.failures)

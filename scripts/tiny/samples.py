@@ -1,8 +1,23 @@
-"""Sheets of pictures: what the checkpoint makes of a few prompts."""
+"""Sheets of pictures: what the checkpoint makes of a few prompts, and how that compares with what the drawing code makes.
 
+python -m scripts.tiny.samples --out sheet.png     # 64 held-out prompts: the checkpoint's pictures left, drawings right
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from tqdm import tqdm
+
+from app.engine.checkpoint import load
+from app.engine.engine import ImageEngine
+from app.schemas import ImageRequest
+from scripts.tiny.drawing import draw_scene
+from scripts.tiny.judge import held_out_prompts
+from scripts.tiny.pictures import side_by_side
 
 PROMPTS = (
     "a red heart on a yellow background",
@@ -23,6 +38,8 @@ PROMPTS = (
     "a cat playing the piano",
 )
 COLUMNS = 4
+COMPARED = 64
+GAP = 16  # pixels
 
 
 def sheet(pipe: StableDiffusionPipeline, *, seed: int = 0, steps: int = 20, guidance_scale: float = 3.0) -> Image.Image:
@@ -33,10 +50,27 @@ def sheet(pipe: StableDiffusionPipeline, *, seed: int = 0, steps: int = 20, guid
     return side_by_side(pictures, COLUMNS)
 
 
-def side_by_side(pictures: list[Image.Image], columns: int) -> Image.Image:
-    width, height = pictures[0].size
-    rows = -(-len(pictures) // columns)
-    whole = Image.new("RGB", (columns * width, rows * height))
-    for index, picture in enumerate(pictures):
-        whole.paste(picture, (index % columns * width, index // columns * height))
+def comparison(checkpoint: str) -> Image.Image:
+    """Pictures of held-out prompts, eight in a row, and right of them drawings of the same scenes."""
+    engine, random = ImageEngine(load(checkpoint)), np.random.default_rng(0)
+    asked = held_out_prompts(COMPARED)
+    made = [engine.generate(ImageRequest(prompt=one.caption, seed=seed)).image for seed, one in enumerate(tqdm(asked))]
+    drawn = [draw_scene(one.scene, made[0].width, random) for one in asked]
+    left, right = side_by_side(made, 8), side_by_side(drawn, 8)
+    whole = Image.new("RGB", (left.width + GAP + right.width, left.height), "white")
+    whole.paste(left, (0, 0))
+    whole.paste(right, (left.width + GAP, 0))
     return whole
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="tiny", help="a folder (default: the bundled checkpoint)")
+    parser.add_argument("--out", type=Path, default=Path(".tiny/sheet.png"), help="default .tiny/sheet.png")
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    comparison(args.checkpoint).save(args.out)
+
+
+if __name__ == "__main__":
+    main()

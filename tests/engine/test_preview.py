@@ -15,7 +15,17 @@ def thumbnail(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB").resize((16, 16), Image.Resampling.BOX), dtype=float).ravel()
 
 
-@pytest.mark.parametrize("prompt", ["a red heart on a yellow background", "a large orange sun on a blue background"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a red heart on a yellow background",
+        "a large orange sun on a blue background",
+        "a small white star in the top left corner on a black background",
+        "a red house under a yellow sun",
+        "a gray cat on a pink background",
+        "zebra quartz",
+    ],
+)
 def test_previews_look_like_the_picture_in_the_second_half_of_the_steps(engine: ImageEngine, prompt: str) -> None:
     shown: list[Progress] = []
     final = engine.generate(ImageRequest(prompt=prompt, seed=1), shown.append, previews=True).image
