@@ -24,7 +24,7 @@ ERRORS = '[data-mime-type="application/vnd.jupyter.error"]'
 UNFINISHED = "cells => cells.filter(cell => !/^\\[\\d+\\]:$/.test(cell.textContent.trim())).length"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright keeps an event loop running while it lives
 def running_lab() -> Iterator[Lab]:
     if chromium() is None:
         missing = f"no Chromium found; get one by: {HOW_TO_GET_ONE}"
@@ -33,7 +33,7 @@ def running_lab() -> Iterator[Lab]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright keeps an event loop running while it lives
 def page(running_lab: Lab) -> Iterator[Page]:
     """The notebook after Run All."""
     with headless() as browser:
