@@ -27,6 +27,7 @@ from app.schemas import (
     Progress,
     Queued,
     RefusedRequest,
+    Replay,
     SourceError,
 )
 
@@ -109,6 +110,14 @@ class ImagineClient:
             return self._step_by_step(request, on_progress, cancelled, previews)
         answer: GeneratedImage = self._retrying(cancelled)(self._quietly, request, cancelled if cancel else None)
         return answer
+
+    def replay(self, data: bytes) -> Replay:
+        """Have a PNG that was made by such a service made again, and compared.
+
+        Raises `RefusedRequest` if it is none, and `ImagineError`.
+        """
+        answer: requests.Response = self._retrying(threading.Event())(self._post_png, "/replay", data)
+        return Replay.model_validate_json(answer.content)
 
     def _quietly(self, request: ImageRequest, cancel: threading.Event | None) -> GeneratedImage:
         if cancel is None:
@@ -194,9 +203,15 @@ class ImagineClient:
             time.sleep(POLL_INTERVAL_S)
 
     def _get(self, path: str, query: dict[str, Any] | None = None, *, stream: bool = False) -> requests.Response:
+        return self._ask("GET", path, params=query, headers=self._headers, stream=stream)
+
+    def _post_png(self, path: str, data: bytes) -> requests.Response:
+        return self._ask("POST", path, data=data, headers=self._headers | {"Content-Type": "image/png"})
+
+    def _ask(self, method: str, path: str, **options: Any) -> requests.Response:  # noqa: ANN401
         timeouts = (CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S)
         try:
-            answer = requests.get(self.base_url + path, query, headers=self._headers, timeout=timeouts, stream=stream)
+            answer = requests.request(method, self.base_url + path, timeout=timeouts, **options)
         except requests.Timeout as error:
             raise ServiceUnreachable(f"{self.base_url} did not answer in time") from error
         except requests.RequestException as error:

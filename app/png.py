@@ -10,14 +10,16 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
 
-from app.schemas import Facts
+from app.schemas import MAX_SIDE, Facts
 
 FACTS_CHUNK = "imagine"
 COMPRESS_LEVEL = 4  # measured at 128 and 768 pixels: half the time of 6 for at most a tenth more bytes; 9 takes up to ten times as long
 
+MOST_PIXELS = 4 * MAX_SIDE**2  # looked at; a frame around the largest picture still fits
+
 
 class NotOurPNG(ValueError):
-    """The bytes are no PNG that `encode` made."""
+    """The bytes are no PNG that `encode` made. Where its facts break a rule, the cause is pydantic's error."""
 
 
 def encode(image: Image.Image, facts: Facts) -> bytes:
@@ -31,17 +33,29 @@ def encode(image: Image.Image, facts: Facts) -> bytes:
 
 
 def decode(png: bytes) -> tuple[Image.Image, Facts]:
-    """Raises `NotOurPNG`."""
+    """Raises `NotOurPNG`, whatever the bytes are."""
     try:
-        image = Image.open(BytesIO(png))
-        image.load()
+        image = _loaded(png)
         return image, Facts.model_validate_json(image.info[FACTS_CHUNK])
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # the last two: cut off, or damaged
-        raise NotOurPNG("these bytes are no image") from error
     except KeyError as error:
         raise NotOurPNG(f"the image has no {FACTS_CHUNK!r} text chunk, so it was not made here or was saved again without it") from error
     except ValidationError as error:
         raise NotOurPNG(f"the facts in the image's {FACTS_CHUNK!r} text chunk cannot be read: {error}") from error
+
+
+def _loaded(png: bytes) -> Image.Image:
+    try:
+        image = Image.open(BytesIO(png), formats=("PNG",))
+        if image.width * image.height > MOST_PIXELS:
+            raise Image.DecompressionBombError
+        image.load()
+    except UnidentifiedImageError as error:
+        raise NotOurPNG("these bytes are no image in PNG format") from error
+    except Image.DecompressionBombError as error:
+        raise NotOurPNG("the image is much larger than any that is made here") from error
+    except Exception as error:  # Pillow trips over damage in many ways, IndexError among them
+        raise NotOurPNG("the image is cut off or damaged") from error
+    return image
 
 
 def parameters_text(facts: Facts) -> str:

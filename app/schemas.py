@@ -195,6 +195,26 @@ class Facts(BaseModel):
     warnings: tuple[str, ...] = ()
 
 
+class Change(BaseModel):
+    """Something a picture is made with that is not what it was."""
+
+    fact: str
+    then: str | None
+    now: str | None
+
+
+class Replay(BaseModel):
+    """A picture beside the one that its own settings make now. They match if no channel differs by more than `tolerance`."""
+
+    match: bool
+    tolerance: Annotated[int, Field(description="1 of 255, and 8 in half precision, where rounding depends on who shares a step")]
+    largest_difference: Annotated[int, Field(ge=0, le=255, description="Of a channel, of 255")]
+    differing_pixels: Annotated[float, Field(ge=0, le=1, description="Share of all pixels")]
+    changed: Annotated[list[Change], Field(description="Model, revision, versions of libraries ... that are not what they were")]
+    why: Annotated[str | None, Field(description="A sentence, if they do not match")]
+    facts: Annotated[Facts, Field(description="How the picture was made now")]
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """`step` of `total` denoising steps are done. `preview` is a small PNG, if previews were asked for and the model allows them."""

@@ -1,3 +1,5 @@
+import struct
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -50,3 +52,36 @@ def without_facts() -> bytes:
 def test_other_bytes_are_refused_with_the_reason(data: bytes, said: str) -> None:
     with pytest.raises(png.NotOurPNG, match=said):
         png.decode(data)
+
+
+def damaged(data: bytes, random: np.random.Generator) -> bytes:
+    """One chunk has other bytes in it and a checksum that fits them, or another name, or is there twice."""
+    chunks, place = [], 8
+    while place < len(data):
+        (length,) = struct.unpack(">I", data[place : place + 4])
+        chunks.append((data[place + 4 : place + 8], bytearray(data[place + 8 : place + 8 + length])))
+        place += 12 + length
+    chosen = random.integers(len(chunks))
+    name, body = chunks[chosen]
+    for place in random.integers(len(body), size=2) if body else []:
+        body[place] = random.integers(256)
+    names = (
+        [name] * 4
+        + [name for name, _ in chunks]
+        + [b"tRNS", b"PLTE", b"iCCP", b"zTXt", b"tEXt", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"gAMA"]
+    )
+    chunks[chosen] = (names[random.integers(len(names))], body[: random.integers(len(body) + 1)] if random.random() < 0.3 else body)
+    chunks.insert(random.integers(1, len(chunks)), chunks[random.integers(1, len(chunks))])
+    return data[:8] + b"".join(struct.pack(">I", len(b)) + n + b + struct.pack(">I", zlib.crc32(n + b)) for n, b in chunks)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of what it can do without
+def test_whatever_the_bytes_they_are_a_picture_or_refused() -> None:
+    random, data = np.random.default_rng(0), png.encode(PICTURE, facts())
+    refused = 0
+    for _ in range(1000):
+        try:
+            png.decode(damaged(data, random))
+        except png.NotOurPNG:
+            refused += 1
+    assert 100 < refused < 1000

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "deployment": {"engine", "schemas", "settings"},
     "startup": set(),
     "explorer": {"schemas", "png", "explorer"},
-    "routes": {"schemas", "settings", "routes"},
+    "routes": {"png", "schemas", "settings", "routes"},
 }
 
 

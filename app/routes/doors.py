@@ -12,16 +12,17 @@ from app.schemas import ErrorAnswer, ErrorDetail
 
 OPEN_PATHS = ("/healthz", "/readyz")
 JSON = "application/json"
+PICTURES = {"/replay": "image/png"}  # where a body is, or holds, a picture
 
 
 class Doors:
     """ASGI middleware."""
 
-    def __init__(self, inner: ASGIApp, version: str, tokens: Sequence[SecretStr], max_body_bytes: int) -> None:
+    def __init__(self, inner: ASGIApp, version: str, tokens: Sequence[SecretStr], max_body_bytes: int, max_picture_bytes: int) -> None:
         self._inner = inner
         self._version = version
         self._tokens = [token.get_secret_value().encode() for token in tokens]
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes, self._max_picture_bytes = max_body_bytes, max_picture_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,7 +40,7 @@ class Doors:
             await error_response(scope, 401, answer, {"WWW-Authenticate": "Bearer"})(scope, receive, with_version)
             return
         if scope["method"] == "POST":
-            receive, refused = await self._body(receive, headers)
+            receive, refused = await self._body(receive, headers, PICTURES.get(local_path(scope)))
             if refused is not None:
                 await error_response(scope, *refused, {"Connection": "close"})(scope, receive, with_version)
                 return
@@ -52,28 +53,25 @@ class Doors:
         same = [hmac.compare_digest(given.strip().encode(), token) for token in self._tokens]  # all, however many fit
         return kind.lower() == "bearer" and any(same)
 
-    async def _body(self, receive: Receive, headers: Headers) -> tuple[Receive, tuple[int, ErrorAnswer] | None]:
-        """Reads it whole: it is small or refused."""
+    async def _body(self, receive: Receive, headers: Headers, picture: str | None) -> tuple[Receive, tuple[int, ErrorAnswer] | None]:
+        """Reads it whole: it is small or refused. `picture` is its kind where it is no JSON."""
+        wanted, most = (JSON, self._max_body_bytes) if picture is None else (picture, self._max_picture_bytes)
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self._max_body_bytes:
-            return receive, (413, self._too_large(int(length)))
+        if length.isdigit() and int(length) > most:
+            return receive, (413, _too_large(int(length), most))
         body = bytearray()
         while True:
             message = await receive()
             body += message.get("body", b"")
-            if len(body) > self._max_body_bytes:
-                return receive, (413, self._too_large(len(body)))
+            if len(body) > most:
+                return receive, (413, _too_large(len(body), most))
             if message["type"] == "http.disconnect" or not message.get("more_body", False):
                 break
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if body and kind != JSON:
-            detail = ErrorDetail.of("Content-Type", f"must be {JSON}", kind)
+        if body and kind != wanted:
+            detail = ErrorDetail.of("Content-Type", f"must be {wanted}", kind)
             return receive, (415, ErrorAnswer(error="invalid_request", message=str(detail), details=[detail]))
-        return _replay({**message, "body": bytes(body)}, receive), None
-
-    def _too_large(self, length: int) -> ErrorAnswer:
-        detail = ErrorDetail.of("body", f"must be at most {self._max_body_bytes} bytes", f"{length} bytes or more")
-        return ErrorAnswer(error="invalid_request", message=str(detail), details=[detail])
+        return _once_more({**message, "body": bytes(body)}, receive), None
 
 
 def local_path(scope: Scope) -> str:
@@ -82,7 +80,12 @@ def local_path(scope: Scope) -> str:
     return path.removeprefix(scope.get("root_path", ""))
 
 
-def _replay(message: Message, receive: Receive) -> Receive:
+def _too_large(length: int, most: int) -> ErrorAnswer:
+    detail = ErrorDetail.of("body", f"must be at most {most} bytes", f"{length} bytes or more")
+    return ErrorAnswer(error="invalid_request", message=str(detail), details=[detail])
+
+
+def _once_more(message: Message, receive: Receive) -> Receive:
     waiting = [message]
 
     async def replayed() -> Message:

@@ -8,11 +8,13 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
+from app.png import FACTS_CHUNK, NotOurPNG
 from app.routes.admission import DeadlineTooShort, Overloaded
 from app.schemas import DeadlinePassed, ErrorAnswer, ErrorDetail, RefusedRequest
 
@@ -48,6 +50,14 @@ def invalid_fields(error: RequestValidationError) -> ErrorAnswer:
     return _refusal([_detail(item) for item in error.errors()])
 
 
+def unlike_ours(error: NotOurPNG) -> ErrorAnswer:
+    """Of bytes that should be a PNG made here: the field of its settings that breaks a rule, or what it is in place of one."""
+    broken = error.__cause__
+    if isinstance(broken, ValidationError):
+        return _refusal([_detail({**item, "loc": (FACTS_CHUNK, *item["loc"])}) for item in broken.errors()])
+    return _refusal([ErrorDetail(field="body", rule=f"must be a PNG made here: {error}")])
+
+
 def refused_request(error: RefusedRequest) -> ErrorAnswer:
     return _refusal(list(error.details))
 
@@ -78,6 +88,7 @@ def model_not_found(error: ModelNotFound) -> ErrorAnswer:
 TABLE: dict[type[Exception], tuple[int, Callable[[Any], ErrorAnswer]]] = {
     RequestValidationError: (422, invalid_fields),
     RefusedRequest: (422, refused_request),
+    NotOurPNG: (422, unlike_ours),
     ModelNotFound: (404, model_not_found),
     NotAcceptable: (406, not_acceptable),
     NotReady: (503, lambda error: LOADING),

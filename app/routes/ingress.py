@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from app.routes import doors, errors, health, imagine, metrics, openai, stream
+from app.routes import doors, errors, health, imagine, metrics, openai, replay, stream
 from app.routes.admission import Line, Ticket
 from app.routes.backend import Backend, Job
 from app.routes.estimate import Rates
@@ -149,10 +149,11 @@ def build_api(backend: Backend, settings: Settings, counted: metrics.Metrics | N
     api = FastAPIOffline(
         title="Imagine", version=settings.version, description="A prompt becomes a picture.", exception_handlers=errors.HANDLERS
     )
-    for routes in (imagine, stream, openai):
+    for routes in (imagine, stream, replay, openai):
         api.include_router(routes.router(backend, settings))
     api.include_router(health.router(backend))
-    api.add_middleware(doors.Doors, version=settings.version, tokens=settings.tokens, max_body_bytes=settings.max_body_bytes)
+    limits = {"max_body_bytes": settings.max_body_bytes, "max_picture_bytes": settings.max_picture_bytes}
+    api.add_middleware(doors.Doors, version=settings.version, tokens=settings.tokens, **limits)
     if counted is not None:
         api.add_middleware(metrics.CountRequests, counted=counted)
     return api

@@ -121,6 +121,11 @@ def test_errors_are_not_kept(client: ImagineClient) -> None:
     assert imagine(client, prompt="").headers["Cache-Control"] == "no-store"
 
 
+def test_a_picture_made_here_is_made_again_and_matches(client: ImagineClient) -> None:
+    told = client.replay(imagine(client, **SHORT).content)
+    assert (told.match, told.changed) == (True, [])
+
+
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(client: ImagineClient) -> None:
     long = {"prompt": "a star", "num_inference_steps": "150", "img_size": "256"}
     answer = requests.get(f"{client.base_url}/imagine", long, headers={"X-Request-Timeout-Seconds": "1"}, timeout=30)

@@ -18,10 +18,12 @@ import psutil
 import pytest
 import ray
 import requests
+from PIL import Image
 from ray import serve
 
+from app import png
 from app.client import AccessDenied, ImagineClient
-from app.schemas import ErrorAnswer, ImageRequest, Queued
+from app.schemas import ErrorAnswer, Facts, ImageRequest, Queued
 from tests.cluster.test_serving import eventually, serve_tiny
 from tests.engine.together import pixels
 
@@ -45,9 +47,18 @@ def generations(**fields: object) -> bytes:
     return post("/v1/images/generations", n=2, size="256x256", **LONG, **fields)
 
 
+def replay() -> bytes:
+    """Of a picture that nobody has made: its settings alone decide how long it takes."""
+    asked = ImageRequest.model_validate({**LONG, **LARGE, "guidance_scale": 3, "scheduler": "EulerDiscreteScheduler"})
+    facts = Facts(request=asked, model="", revision="", pipeline="", scheduler="", dtype="", device="", versions={})
+    body = png.encode(Image.new("RGB", (256, 256)), facts)
+    return f"POST /replay HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
 ROUTES = {
     "GET /imagine": (get("/imagine", **LONG, **LARGE), 1),
     "POST /imagine": (post("/imagine", **LONG, **LARGE), 1),
+    "POST /replay": (replay(), 1),
     "GET /imagine/stream": (get("/imagine/stream", previews=True, **LONG, **LARGE), 1),
     "OpenAI": (generations(), 2),
     "OpenAI, stream": (generations(stream=True, partial_images=3), 2),
