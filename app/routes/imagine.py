@@ -116,7 +116,8 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
     @routes.get("/imagine", **documented)
     async def imagine(raw: Request, query: Annotated[ImagineQuery, Query()], deadline: Annotated[float, deadline]) -> Response:
         """Make a picture. The same query with the same seed gives the same bytes from a service that is otherwise idle; next to other
-        requests, whose steps are computed together with its own, a pixel may differ by 1/255 in single precision."""
+        requests, whose steps are computed together with its own, a pixel may differ by 1/255 in single precision. Identical requests in
+        flight at the same time share one making; streams do not."""
         return await answer(raw, query, deadline)
 
     @routes.post("/imagine", **documented)

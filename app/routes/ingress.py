@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from app.routes import doors, errors, health, imagine, metrics, openai, replay, stream
 from app.routes.admission import Line, Ticket
 from app.routes.backend import Backend, Job
+from app.routes.coalescing import Coalescing
 from app.routes.estimate import Rates
 from app.routes.replicas import Replicas
 from app.schemas import Capabilities, DeadlinePassed, GeneratedImage, ImageRequest, Queued, Update
@@ -149,9 +150,10 @@ def build_api(backend: Backend, settings: Settings, counted: metrics.Metrics | N
     api = FastAPIOffline(
         title="Imagine", version=settings.version, description="A prompt becomes a picture.", exception_handlers=errors.HANDLERS
     )
+    shared = Coalescing(backend) if counted is None else Coalescing(backend, counted.coalesced)
     for routes in (imagine, stream, replay, openai):
-        api.include_router(routes.router(backend, settings))
-    api.include_router(health.router(backend))
+        api.include_router(routes.router(shared, settings))
+    api.include_router(health.router(shared))
     limits = {"max_body_bytes": settings.max_body_bytes, "max_picture_bytes": settings.max_picture_bytes}
     api.add_middleware(doors.Doors, version=settings.version, tokens=settings.tokens, **limits)
     if counted is not None:

@@ -6,6 +6,7 @@
 | `imagine_phase_seconds` | `phase`, by the names of `Server-Timing` |
 | `imagine_refusals` | `reason` (`overloaded`, `deadline_too_short`) |
 | `imagine_retries` | – |
+| `imagine_coalesced` | – : requests that shared the generation of an identical one |
 | `imagine_cancellations` | `route`: callers that left before their answer |
 | `imagine_batch_size`, `imagine_denoiser_rows` | – (of the replicas) |
 """
@@ -28,6 +29,7 @@ class Metrics:
         self._phases = metrics.Histogram("imagine_phase_seconds", "Seconds of a picture by phase", boundaries=SECONDS, tag_keys=("phase",))
         self._refusals = metrics.Counter("imagine_refusals", "Requests that were not let in", tag_keys=("reason",))
         self._retries = metrics.Counter("imagine_retries", "Requests that another replica was asked for because the first one died")
+        self._coalesced = metrics.Counter("imagine_coalesced", "Requests that shared the generation of an identical one in flight")
         self._cancellations = metrics.Counter("imagine_cancellations", "Callers that left before their answer", tag_keys=("route",))
 
     def answered(self, route: str, outcome: str, reason: str) -> None:
@@ -43,6 +45,9 @@ class Metrics:
 
     def retried(self) -> None:
         self._retries.inc(1, {})
+
+    def coalesced(self) -> None:
+        self._coalesced.inc(1, {})
 
 
 class CountRequests:

@@ -2,7 +2,7 @@
 
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,13 @@ def client(cluster: str) -> ImagineClient:
     client = ImagineClient(cluster)
     client.wait_until_ready()
     return client
+
+
+@pytest.fixture(scope="session")
+def denoiser_rows(client: ImagineClient) -> Callable[[], int]:
+    """How many rows the denoiser of the app's replica has computed since that one's start."""
+    model = serve.get_deployment_handle("TextToImage", "imagine")
+    return lambda: model.denoiser_rows.remote().result(timeout_s=30)
 
 
 @pytest.fixture

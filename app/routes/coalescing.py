@@ -1,0 +1,94 @@
+"""Identical requests that are in flight at the same time share one generation.
+
+A picture is a pure function of its resolved fields, so whoever asks for what is being made already waits for that and gets the same bytes,
+each in the form asked for. It is let in, queued, made, retried and counted as work once, and its errors reach all. Streams stay outside:
+each tells its own steps.
+"""
+
+import asyncio
+import contextvars
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from app.routes.backend import Backend, Job, Made, make
+from app.schemas import Capabilities, DeadlinePassed, ImageRequest, Queued, Update
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """Work that `callers` wait for. It ends at the deadline of the first of them."""
+
+    work: asyncio.Task[Made]
+    deadline: float
+    began: float
+    callers: int = 0
+
+
+class Coalescing:
+    """A `Backend` in front of another one. `on_join` is told of every caller that shares the work of an earlier one."""
+
+    def __init__(self, backend: Backend, on_join: Callable[[], None] = lambda: None) -> None:
+        self._backend = backend
+        self._on_join = on_join
+        self._flights: dict[tuple[ImageRequest, ...], Flight] = {}
+
+    async def ready(self) -> bool:
+        return await self._backend.ready()
+
+    async def capabilities(self) -> Capabilities:
+        return await self._backend.capabilities()
+
+    async def run(self, job: Job) -> AsyncGenerator[Queued | Update]:
+        if job.steps:
+            async with aclosing(self._backend.run(job)) as told:
+                async for news in told:
+                    yield news
+            return
+        made = await self._made(job)
+        yield Queued(0, made.expected_wait_s)
+        for index, picture in enumerate(made.pictures):
+            yield Update(index, picture)
+
+    async def _made(self, job: Job) -> Made:
+        while True:
+            flight = self._flights.get(job.requests)
+            if flight is None:
+                flight = self._begin(job)
+            elif job.deadline < flight.deadline:
+                return await make(self._backend, job)  # whether that can be met must be found out at the door
+            else:
+                self._on_join()
+            waited = time.monotonic() - flight.began
+            try:
+                made = await self._wait(flight, job.requests)
+                return replace(made, expected_wait_s=max(made.expected_wait_s - waited, 0.0))
+            except DeadlinePassed:
+                if job.deadline <= flight.deadline:
+                    raise  # else it was the first caller's, and there is time for another try
+
+    def _begin(self, job: Job) -> Flight:
+        """In a context of its own: Serve cancels what was begun in that of a request once its caller leaves, others or not."""
+        work = asyncio.get_running_loop().create_task(make(self._backend, job), context=contextvars.Context())
+        flight = self._flights[job.requests] = Flight(work, job.deadline, time.monotonic())
+        work.add_done_callback(lambda work: self._end(flight, job.requests))
+        return flight
+
+    async def _wait(self, flight: Flight, requests: tuple[ImageRequest, ...]) -> Made:
+        flight.callers += 1
+        try:
+            return await asyncio.shield(flight.work)
+        finally:
+            flight.callers -= 1
+            if not flight.callers and not flight.work.done():
+                flight.work.cancel()
+                self._forget(flight, requests)
+
+    def _end(self, flight: Flight, requests: tuple[ImageRequest, ...]) -> None:
+        self._forget(flight, requests)
+        flight.work.cancelled() or flight.work.exception()  # looked at, or asyncio complains that nobody did
+
+    def _forget(self, flight: Flight, requests: tuple[ImageRequest, ...]) -> None:
+        if self._flights.get(requests) is flight:
+            del self._flights[requests]

@@ -1,0 +1,176 @@
+"""Identical requests in flight, over a backend that makes a picture when it is told to."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any
+
+import pytest
+
+from app.routes.backend import Job, Made, make
+from app.routes.coalescing import Coalescing
+from app.schemas import Capabilities, DeadlinePassed, Facts, GeneratedImage, ImageRequest, Queued, Update
+
+STAR = ImageRequest(prompt="a star", seed=1)
+FACTS = Facts(request=STAR, model="", revision="", pipeline="", scheduler="", dtype="", device="", versions={})
+
+
+class Kiln:
+    """A backend that holds everybody until `open` is set, and then raises `trouble` or gives each their own seed as bytes."""
+
+    def __init__(self, trouble: Exception | None = None) -> None:
+        self.open, self.trouble = asyncio.Event(), trouble
+        self.begun, self.stopped = 0, 0
+
+    async def ready(self) -> bool:
+        return True
+
+    async def capabilities(self) -> Capabilities:
+        raise NotImplementedError
+
+    async def run(self, job: Job) -> AsyncGenerator[Queued | Update]:
+        self.begun += 1
+        yield Queued(1, 5.0)
+        try:
+            await asyncio.wait_for(self.open.wait(), job.seconds_left)
+        except TimeoutError:
+            raise DeadlinePassed("late") from None
+        except asyncio.CancelledError:
+            self.stopped += 1
+            raise
+        if self.trouble is not None:
+            raise self.trouble
+        for index, request in enumerate(job.requests):
+            yield Update(index, GeneratedImage(str(request.seed).encode(), FACTS))
+
+
+class Service:
+    def __init__(self, trouble: Exception | None = None) -> None:
+        self.kiln, self.joined = Kiln(trouble), 0
+        self.backend = Coalescing(self.kiln, self._join)
+
+    def _join(self) -> None:
+        self.joined += 1
+
+    def ask(self, *requests: ImageRequest, given_s: float = 60.0, steps: bool = False) -> asyncio.Task[Made]:
+        return asyncio.create_task(make(self.backend, Job(requests, time.monotonic() + given_s, steps=steps)))
+
+
+async def turns() -> None:
+    """Everybody goes as far as they can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 30))
+
+
+def test_identical_requests_share_one_generation_and_each_gets_its_answer() -> None:
+    async def scenario() -> None:
+        service = Service()
+        asked = [service.ask(STAR) for _ in range(4)]
+        await turns()
+        service.kiln.open.set()
+        made = await asyncio.gather(*asked)
+        assert [one.pictures[0].png for one in made] == [b"1"] * 4
+        assert (service.kiln.begun, service.joined) == (1, 3)
+        assert made[0].expected_wait_s == pytest.approx(5, abs=1)
+
+    run(scenario())
+
+
+def test_requests_that_differ_in_any_field_do_not() -> None:
+    async def scenario() -> None:
+        service = Service()
+        service.kiln.open.set()
+        others = [STAR.model_copy(update=fields) for fields in ({"seed": 2}, {"prompt": "a heart"}, {"width": 64})]
+        await asyncio.gather(service.ask(STAR), service.ask(STAR, others[0]), *map(service.ask, others))
+        assert (service.kiln.begun, service.joined) == (5, 0)
+
+    run(scenario())
+
+
+def test_once_it_is_made_it_is_made_anew() -> None:
+    async def scenario() -> None:
+        service = Service()
+        service.kiln.open.set()
+        for _ in range(2):
+            await service.ask(STAR)
+        assert service.kiln.begun == 2
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("leaving", [0, 1], ids=["the first", "another"])
+def test_one_leaving_does_not_stop_the_others_the_last_one_does(leaving: int) -> None:
+    async def scenario() -> None:
+        service = Service()
+        asked = [service.ask(STAR) for _ in range(2)]
+        await turns()
+        asked[leaving].cancel()
+        await turns()
+        assert service.kiln.stopped == 0
+        asked[1 - leaving].cancel()
+        await turns()
+        assert service.kiln.stopped == 1
+        again = service.ask(STAR)
+        service.kiln.open.set()
+        assert (await again).pictures[0].png == b"1"
+        assert service.kiln.begun == 2
+
+    run(scenario())
+
+
+def test_an_error_reaches_all() -> None:
+    async def scenario() -> None:
+        service = Service(trouble=ZeroDivisionError("broken"))
+        asked = [service.ask(STAR) for _ in range(3)]
+        await turns()
+        service.kiln.open.set()
+        errors = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(error) for error in errors] == [ZeroDivisionError] * 3
+        assert service.kiln.begun == 1
+
+    run(scenario())
+
+
+def test_the_first_ones_deadline_is_not_the_others() -> None:
+    async def scenario() -> None:
+        service = Service()
+        hasty = service.ask(STAR, given_s=0.05)
+        await turns()
+        patient = service.ask(STAR)
+        with pytest.raises(DeadlinePassed):
+            await hasty
+        service.kiln.open.set()
+        assert (await patient).pictures[0].png == b"1"
+        assert service.kiln.begun == 2
+
+    run(scenario())
+
+
+def test_a_shorter_deadline_is_judged_on_its_own() -> None:
+    async def scenario() -> None:
+        service = Service()
+        patient = service.ask(STAR)
+        await turns()
+        with pytest.raises(DeadlinePassed):
+            await service.ask(STAR, given_s=0.05)
+        service.kiln.open.set()
+        await patient
+        assert (service.kiln.begun, service.joined) == (2, 0)
+
+    run(scenario())
+
+
+def test_streams_stay_outside() -> None:
+    async def scenario() -> None:
+        service = Service()
+        asked = [service.ask(STAR), service.ask(STAR, steps=True)]
+        await turns()
+        service.kiln.open.set()
+        await asyncio.gather(*asked)
+        assert (service.kiln.begun, service.joined) == (2, 0)
+
+    run(scenario())
