@@ -4,6 +4,7 @@ Two text chunks tell how the picture was made: `parameters`, in the form that th
 `imagine`, the `Facts` as JSON.
 """
 
+from collections.abc import Sequence
 from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
@@ -18,7 +19,11 @@ COMPRESS_LEVEL = 4  # measured at 128 and 768 pixels: half the time of 6 for at 
 MOST_PIXELS = 4 * MAX_SIDE**2  # looked at; a frame around the largest picture still fits
 
 
-class NotOurPNG(ValueError):
+class Unreadable(ValueError):
+    """The bytes are no image, or none that may be looked at."""
+
+
+class NotOurPNG(Unreadable):
     """The bytes are no PNG that `encode` made. Where its facts break a rule, the cause is pydantic's error."""
 
 
@@ -35,26 +40,29 @@ def encode(image: Image.Image, facts: Facts) -> bytes:
 def decode(png: bytes) -> tuple[Image.Image, Facts]:
     """Raises `NotOurPNG`, whatever the bytes are."""
     try:
-        image = _loaded(png)
+        image = opened(png, ("PNG",))
         return image, Facts.model_validate_json(image.info[FACTS_CHUNK])
+    except Unreadable as error:
+        raise NotOurPNG(str(error)) from error
     except KeyError as error:
         raise NotOurPNG(f"the image has no {FACTS_CHUNK!r} text chunk, so it was not made here or was saved again without it") from error
     except ValidationError as error:
         raise NotOurPNG(f"the facts in the image's {FACTS_CHUNK!r} text chunk cannot be read: {error}") from error
 
 
-def _loaded(png: bytes) -> Image.Image:
+def opened(data: bytes, formats: Sequence[str]) -> Image.Image:
+    """The whole image. Raises `Unreadable`, whatever the bytes are."""
     try:
-        image = Image.open(BytesIO(png), formats=("PNG",))
+        image = Image.open(BytesIO(data), formats=list(formats))
         if image.width * image.height > MOST_PIXELS:
             raise Image.DecompressionBombError
         image.load()
     except UnidentifiedImageError as error:
-        raise NotOurPNG("these bytes are no image in PNG format") from error
+        raise Unreadable(f"these bytes are no image in {' or '.join(formats)} format") from error
     except Image.DecompressionBombError as error:
-        raise NotOurPNG("the image is much larger than any that is made here") from error
+        raise Unreadable(f"the image is larger than {MOST_PIXELS} pixels") from error
     except Exception as error:  # Pillow trips over damage in many ways, IndexError among them
-        raise NotOurPNG("the image is cut off or damaged") from error
+        raise Unreadable("the image is cut off or damaged") from error
     return image
 
 

@@ -103,6 +103,7 @@ class Capabilities(BaseModel):
     guidance_scale: float
     max_prompt_tokens: int | None
     version: str
+    image_to_image: bool = False
 
     def limited(self, max_num_inference_steps: int) -> Self:
         """The same with fewer steps allowed, and defaults that keep to the limits on steps and pixels."""
@@ -144,7 +145,11 @@ class ImageRequest(BaseModel):
     def pixel_steps(self) -> int:
         """The work of a resolved request: pixels x rows of the denoiser (two with guidance) x steps, what is not steps counted in them."""
         rows = 2 if (self.guidance_scale or 0) > 1 else 1
-        return (self.width or 0) * (self.height or 0) * rows * ((self.num_inference_steps or 0) + STEPS_WORTH_OF_THE_REST)
+        return (self.width or 0) * (self.height or 0) * rows * (self.denoising_steps + STEPS_WORTH_OF_THE_REST)
+
+    @property
+    def denoising_steps(self) -> int:
+        return self.num_inference_steps or 0
 
     def resolved(self, capabilities: Capabilities) -> Self:
         """The same request with every field set: the model's defaults, and a seed drawn at random.
@@ -179,6 +184,13 @@ class ImageRequest(BaseModel):
         return self.model_copy(update=filled)
 
 
+class Edit(BaseModel):
+    """What a picture was painted over: the SHA-256 of the source as it was given to the pipeline, and how much of it was noise at first."""
+
+    image_sha256: str
+    strength: float
+
+
 class Facts(BaseModel):
     """How an image was made: all that is needed to make it again, and nothing that differs between two identical runs."""
 
@@ -193,6 +205,7 @@ class Facts(BaseModel):
     device: str
     versions: dict[str, str]
     warnings: tuple[str, ...] = ()
+    edit: Edit | None = None
 
 
 class Change(BaseModel):

@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     max_tries: Annotated[int, Field(ge=1, le=100, description="Replicas that are asked before a request fails with the last of them")] = 6
     max_body_bytes: Annotated[int, Field(ge=1000, le=2**30, description="Largest body of a request")] = 1_000_000
     max_picture_bytes: Annotated[
-        int, Field(ge=1000, le=2**30, description="Largest body that is a picture, as `/replay` takes it; any made here fits")
+        int, Field(ge=1000, le=2**30, description="Largest body that is or holds a picture, which `/replay` and `/v1/images/edits` take")
     ] = 10_000_000
     tokens: Annotated[
         tuple[SecretStr, ...], NoDecode, Field(description="Bearer tokens that open the service, separated by commas; open to all if empty")

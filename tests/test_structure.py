@@ -17,11 +17,12 @@ MAY_IMPORT = {
     "schemas": set(),
     "png": {"schemas"},
     "client": {"png", "schemas"},
-    "engine": {"png", "schemas", "engine"},
+    "editing": {"schemas"},
+    "engine": {"editing", "png", "schemas", "engine"},
     "deployment": {"engine", "schemas", "settings"},
     "startup": set(),
     "explorer": {"schemas", "png", "explorer"},
-    "routes": {"png", "schemas", "settings", "routes"},
+    "routes": {"editing", "png", "schemas", "settings", "routes"},
 }
 
 

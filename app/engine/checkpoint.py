@@ -3,14 +3,14 @@
 import hashlib
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
-from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image, DiffusionPipeline
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
@@ -83,6 +83,17 @@ def load(
         num_inference_steps=known.num_inference_steps or int(_call_default(pipe, "num_inference_steps")),
         guidance_scale=known.guidance_scale if known.guidance_scale is not None else _call_default(pipe, "guidance_scale"),
     )
+
+
+def image_to_image(loaded: Checkpoint) -> Checkpoint | None:
+    """The same weights in the image-to-image pipeline of their family, if diffusers has one that tells its steps."""
+    try:
+        pipe = AutoPipelineForImage2Image.from_pipe(loaded.pipe)
+    except ValueError:
+        return None
+    pipe.set_progress_bar_config(disable=True)
+    takes = inspect.signature(type(pipe).__call__).parameters
+    return replace(loaded, pipe=pipe) if {"image", "strength", "callback_on_step_end"} <= takes.keys() else None
 
 
 def _load_pipeline(location: str, dtype: str, revision: str | None) -> DiffusionPipeline:

@@ -15,13 +15,24 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from app import png
+from app.editing import EditRequest
 from app.engine.batching import Batch, Denoiser, StopReason
-from app.engine.checkpoint import Checkpoint
+from app.engine.checkpoint import Checkpoint, image_to_image
 from app.engine.facts import call_parameters, capabilities_of
 from app.engine.policy import FairShare
 from app.engine.preview import Preview
 from app.engine.run import ProgressCallback, Run
-from app.schemas import MAX_STEPS, Capabilities, DeadlinePassed, GeneratedImage, GenerationCancelled, ImageRequest, Progress
+from app.schemas import (
+    MAX_STEPS,
+    Capabilities,
+    DeadlinePassed,
+    ErrorDetail,
+    GeneratedImage,
+    GenerationCancelled,
+    ImageRequest,
+    Progress,
+    RefusedRequest,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +58,9 @@ class ImageEngine:
     ) -> None:
         self._checkpoint = checkpoint
         self._pipe = checkpoint.pipe
-        self.capabilities: Capabilities = capabilities_of(checkpoint, max_pixels, version).limited(MAX_STEPS)
+        self._editing = image_to_image(checkpoint)
+        able = {"image_to_image": self._editing is not None}
+        self.capabilities: Capabilities = capabilities_of(checkpoint, max_pixels, version).limited(MAX_STEPS).model_copy(update=able)
         self._outside_loop = threading.Lock()
         module = _denoiser_of(self._pipe)
         shares = module is not None and "callback_on_step_end" in call_parameters(self._pipe)
@@ -69,14 +82,21 @@ class ImageEngine:
         """See `ImageSource.generate`. Raises `DeadlinePassed` after `timeout_s`, waiting included, and `EngineStopped` after `close`."""
         resolved = request.resolved(self.capabilities)
         stopped = _stop_reason(cancel, timeout_s)
-        run = Run(
-            self._checkpoint, self._outside_loop, self._denoiser, on_progress or _ignore, stopped, self._preview if previews else None
-        )
+        preview = self._preview if previews else None
+        run = Run(self._checkpoint_for(resolved), self._outside_loop, self._denoiser, on_progress or _ignore, stopped, preview)
         with self._places.take(stopped):
             image, facts = run.image(resolved, self.capabilities)
         start = time.monotonic()
         data = png.encode(image, facts)
         return GeneratedImage(data, facts, run.timings | {"png": time.monotonic() - start})
+
+    def _checkpoint_for(self, request: ImageRequest) -> Checkpoint:
+        """Raises `RefusedRequest` for a picture to paint over where the family of models has no pipeline for it."""
+        if not isinstance(request, EditRequest):
+            return self._checkpoint
+        if self._editing is None:
+            raise RefusedRequest(ErrorDetail.of("image", "must not be given: this model has no image-to-image pipeline", None))
+        return self._editing
 
     def warm_up(self) -> None:
         """Make a picture, so that the first caller does not pay for what is done only once."""

@@ -7,6 +7,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
+from app.editing import EditRequest
 from app.engine.checkpoint import Checkpoint
 from app.schemas import Capabilities, Facts, ImageRequest
 
@@ -37,15 +38,16 @@ def capabilities_of(checkpoint: Checkpoint, max_pixels: int | None, version: str
 
 def facts_of(request: ImageRequest, capabilities: Capabilities, pipe: DiffusionPipeline) -> Facts:
     return Facts(
-        request=request,
+        request=request.plain() if isinstance(request, EditRequest) else request,
         model=capabilities.model,
         revision=capabilities.revision,
-        pipeline=capabilities.pipeline,
+        pipeline=type(pipe).__name__,
         scheduler=request.scheduler or capabilities.scheduler,
         dtype=str(pipe.dtype).removeprefix("torch."),
         device=pipe.device.type,
         versions={"app": capabilities.version, "diffusers": diffusers.__version__, "torch": torch.__version__},
         warnings=tuple(_warnings(request, pipe)),
+        edit=request.edit if isinstance(request, EditRequest) else None,
     )
 
 

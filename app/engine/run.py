@@ -18,6 +18,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from PIL import Image
 from torch import Tensor
 
+from app.editing import EditRequest
 from app.engine.batching import Denoiser, Member, StopReason, current_member
 from app.engine.checkpoint import Checkpoint
 from app.engine.facts import call_parameters, facts_of
@@ -99,6 +100,8 @@ class Run:
 
     def _arguments(self, request: ImageRequest) -> dict[str, Any]:
         fields: dict[str, Any] = request.model_dump(exclude={"seed", "scheduler"})
+        if isinstance(request, EditRequest):
+            fields["image"] = request.source
         arguments = {name: value for name, value in fields.items() if name in self._parameters} | dict(self._always)
         # A generator on the CPU gives the same starting noise on every device.
         arguments["generator"] = torch.Generator("cpu").manual_seed(request.seed or 0)

@@ -12,7 +12,7 @@ from app.schemas import ErrorAnswer, ErrorDetail
 
 OPEN_PATHS = ("/healthz", "/readyz")
 JSON = "application/json"
-PICTURES = {"/replay": "image/png"}  # where a body is, or holds, a picture
+PICTURES = {"/replay": "image/png", "/v1/images/edits": "multipart/form-data"}  # where a body is, or holds, a picture
 
 
 class Doors:

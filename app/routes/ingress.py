@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from app.routes import doors, errors, health, imagine, metrics, openai, replay, stream
+from app.routes import doors, errors, health, imagine, metrics, openai, openai_edits, replay, stream
 from app.routes.admission import Line, Ticket
 from app.routes.backend import Backend, Job
 from app.routes.coalescing import Coalescing
@@ -65,7 +65,7 @@ class APIIngress:
         if self._line is None:
             raise errors.NotReady
         if self._settings.log_prompts:
-            logger.info("asked for %s", [request.model_dump(exclude_none=True) for request in job.requests])
+            logger.info("asked for %s", [request.model_dump(mode="json", exclude_none=True) for request in job.requests])
         began, done = time.monotonic(), False
         ticket = self._line.enter(sum(request.pixel_steps for request in job.requests), len(job.requests), job.seconds_left)
         try:
@@ -151,7 +151,7 @@ def build_api(backend: Backend, settings: Settings, counted: metrics.Metrics | N
         title="Imagine", version=settings.version, description="A prompt becomes a picture.", exception_handlers=errors.HANDLERS
     )
     shared = Coalescing(backend) if counted is None else Coalescing(backend, counted.coalesced)
-    for routes in (imagine, stream, replay, openai):
+    for routes in (imagine, stream, replay, openai, openai_edits):
         api.include_router(routes.router(shared, settings))
     api.include_router(health.router(shared))
     limits = {"max_body_bytes": settings.max_body_bytes, "max_picture_bytes": settings.max_picture_bytes}

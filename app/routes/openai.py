@@ -108,20 +108,27 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
         capabilities = await backend.capabilities()
         refuse_other_model(body.model, capabilities)
         requests = body.to_requests(capabilities, settings.max_batch_size)
-        if body.stream:
-            partial = body.partial_images or 0
-            job = Job(requests, deadline, steps=True, previews=partial > 0)
-            return await event_stream(raw, events(backend, job, body, partial), problem_event)
         if body.response_format == "url":
             prefix = str(raw.base_url).rstrip("/")
             pictures = [Picture(url=caching.permalink(prefix, one, capabilities, body.form), seed=one.seed or 0) for one in requests]
-        else:
-            made = await make(backend, Job(requests, deadline))
-            encoded = [await asyncio.to_thread(in_base64, one.png, body) for one in made.pictures]
-            pictures = [Picture(b64_json=data, seed=one.seed or 0) for data, one in zip(encoded, requests, strict=True)]
-        return PicturesAnswer(created=int(time.time()), data=pictures, **about(body, requests[0]))
+            return PicturesAnswer(created=int(time.time()), data=pictures, **about(body, requests[0]))
+        return await made(raw, backend, body, requests, deadline)
 
     return routes
+
+
+async def made(
+    raw: Request, backend: Backend, body: GenerationsBody, requests: tuple[ImageRequest, ...], deadline: float
+) -> PicturesAnswer | EventSourceResponse:
+    """The pictures, or the stream of their events."""
+    if body.stream:
+        partial = body.partial_images or 0
+        job = Job(requests, deadline, steps=True, previews=partial > 0)
+        return await event_stream(raw, events(backend, job, body, partial), problem_event)
+    pictures = (await make(backend, Job(requests, deadline))).pictures
+    encoded = [await asyncio.to_thread(in_base64, one.png, body) for one in pictures]
+    data = [Picture(b64_json=data, seed=one.seed or 0) for data, one in zip(encoded, requests, strict=True)]
+    return PicturesAnswer(created=int(time.time()), data=data, **about(body, requests[0]))
 
 
 async def events(backend: Backend, job: Job, body: GenerationsBody, partial: int) -> Events:
@@ -160,7 +167,7 @@ def _event(news: Queued | Update, turns: list[Partials], job: Job, body: Generat
 def _picture_event(
     name: Literal["partial_image", "completed"], data: str, body: GenerationsBody, request: ImageRequest, more: dict[str, Any]
 ) -> ServerSentEvent:
-    kind = f"image_generation.{name}"
+    kind = f"{body.events}.{name}"
     told = {"type": kind, "b64_json": data, "created_at": int(time.time()), "background": "opaque", "seed": request.seed}
     return ServerSentEvent(json.dumps({**told, **about(body, request), **more}), event=kind)
 

@@ -1,8 +1,7 @@
 """The fields of OpenAI's `POST /v1/images/generations`, and what they mean in the words of an `ImageRequest`."""
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -39,6 +38,9 @@ The stream has no token counts to tell: `usage` holds zeros.
 
 
 class GenerationsBody(BaseModel):
+    """What both addresses take. `events` is what the names of a stream's events begin with."""
+
+    events: ClassVar[str] = "image_generation"
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"example": {"prompt": "a red heart on a yellow background"}})
 
     prompt: Annotated[str, Field(min_length=1, max_length=2000)]
@@ -68,14 +70,11 @@ class GenerationsBody(BaseModel):
             raise ValueError("must not be blank")
         return prompt
 
-    @model_validator(mode="before")
-    @classmethod
-    def _is_consistent(cls, fields: object) -> object:
-        if isinstance(fields, Mapping):
-            wrong = _contradiction(fields)
-            if wrong is not None:
-                raise ValueError(wrong)
-        return fields
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if wrong := self._contradiction():
+            raise ValueError(wrong)
+        return self
 
     @property
     def pictures(self) -> int:
@@ -110,19 +109,17 @@ class GenerationsBody(BaseModel):
             fields["num_inference_steps"] = min(max(steps, 1), capabilities.max_num_inference_steps)
         return fields
 
-
-def _contradiction(fields: Mapping[str, object]) -> str | None:
-    """Fields that each are right and together are not."""
-    if fields.get("partial_images") and fields.get("stream") is not True:
-        return "partial_images must be given together with stream=true"
-    if fields.get("response_format") == "url" and fields.get("stream") is True:
-        return "response_format must be b64_json together with stream=true"
-    compression = fields.get("output_compression")
-    if compression is not None and fields.get("response_format") == "url":
-        return "output_compression must not be given together with response_format=url"
-    if compression not in (None, 100) and fields.get("output_format") not in get_args(OutputFormat)[1:]:
-        return "output_compression must be given together with output_format=jpeg or webp"
-    return None
+    def _contradiction(self) -> str | None:
+        """Fields that each are right and together are not."""
+        if self.partial_images and not self.stream:
+            return "partial_images must be given together with stream=true"
+        if self.response_format == "url" and self.stream:
+            return "response_format must be b64_json together with stream=true"
+        if self.output_compression is not None and self.response_format == "url":
+            return "output_compression must not be given together with response_format=url"
+        if self.output_compression not in (None, 100) and self.form == "png":
+            return "output_compression must be given together with output_format=jpeg or webp"
+        return None
 
 
 def _as_refusal(error: ValueError, size: str | None) -> ValueError:

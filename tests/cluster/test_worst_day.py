@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -55,12 +56,23 @@ def replay() -> bytes:
     return f"POST /replay HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
+def edits() -> bytes:
+    file = BytesIO()
+    Image.new("RGB", (256, 256)).save(file, "PNG")
+    asked = requests.Request("POST", "http://here/v1/images/edits", data={**LONG, "n": 2, "strength": 1}, files={"image": file.getvalue()})
+    prepared = asked.prepare()
+    head = f"POST /v1/images/edits HTTP/1.1\r\nHost: here\r\nContent-Type: {prepared.headers['Content-Type']}\r\n"
+    body = prepared.body if isinstance(prepared.body, bytes) else b""
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
 ROUTES = {
     "GET /imagine": (get("/imagine", **LONG, **LARGE), 1),
     "POST /imagine": (post("/imagine", **LONG, **LARGE), 1),
     "POST /replay": (replay(), 1),
     "GET /imagine/stream": (get("/imagine/stream", previews=True, **LONG, **LARGE), 1),
     "OpenAI": (generations(), 2),
+    "OpenAI, edits": (edits(), 2),
     "OpenAI, stream": (generations(stream=True, partial_images=3), 2),
 }
 

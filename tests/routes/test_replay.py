@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from app import png
 from app.client import ImagineClient
 from app.engine.engine import ImageEngine
-from app.schemas import MAX_SIDE, ErrorAnswer, GeneratedImage, ImageRequest
+from app.schemas import MAX_SIDE, Edit, ErrorAnswer, GeneratedImage, ImageRequest
 from app.settings import Settings
 from tests.test_client import EngineBackend, serving
 
@@ -106,12 +106,13 @@ BAD: dict[str, tuple[Callable[[GeneratedImage], bytes], str, str]] = {
     "no settings": (plain, "body", "not made here"),
     "settings that are no JSON": (lambda made: of_facts(made, "{"), "imagine", "must be JSON"),
     "settings that are no facts": (lambda made: of_facts(made, '{"request": []}'), "request", "must be"),
-    "far too large": (lambda made: png.encode(Image.new("L", (4000, 4000)), made.facts), "body", "much larger"),
+    "far too large": (lambda made: png.encode(Image.new("L", (4000, 4000)), made.facts), "body", "larger than"),
     "no seed": (lambda made: with_settings(made, seed=None), "request.seed", "must be given"),
     "another size": (lambda made: with_settings(made, width=128), "body", "128 x 64 pixels, as its settings say"),
     "a size out of bounds": (lambda made: with_settings(made, width=10_000), "request.width", "less than or equal to 1536"),
     "steps out of bounds": (lambda made: with_settings(made, num_inference_steps=0), "request.num_inference_steps", "greater than"),
     "a scheduler there is not": (lambda made: with_settings(made, scheduler="Guess"), "scheduler", "must be one of"),
+    "painted over": (lambda made: with_facts(made, edit=Edit(image_sha256="0", strength=0.5)), "edit", "must be null"),
     "16 bits": (deep, "body", "8 bits"),
 }
 

@@ -1,0 +1,112 @@
+"""OpenAI's `POST /v1/images/edits`: a picture is painted over as the prompt says, by image-to-image."""
+
+import asyncio
+from collections import Counter
+from typing import Annotated, ClassVar, Literal
+
+from fastapi import APIRouter, Depends, Form, Request, UploadFile
+from PIL import Image
+from pydantic import BeforeValidator, ConfigDict, Field
+from sse_starlette import EventSourceResponse
+
+from app.editing import STRENGTH, EditRequest
+from app.png import Unreadable, opened
+from app.routes.backend import Backend
+from app.routes.imagine import deadline_of
+from app.routes.openai import ERRORS, UNUSED, PicturesAnswer, ProblemAnswer, made, refuse_other_model
+from app.routes.openai_fields import GenerationsBody
+from app.schemas import Capabilities, ErrorDetail, RefusedRequest
+from app.settings import Settings
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+NO_MASK = "must not be given: the whole picture is painted over"
+
+FIELDS = f"""
+| field | here |
+|---|---|
+| `image` | one PNG, JPEG or WebP without transparency, brought to `size`; several (`image[]`) are refused |
+| `strength` | beyond OpenAI's: above 0 to 1, how much is painted over (the share of the steps that are taken); {STRENGTH} if not given |
+| `size` | `auto` (that of `image`) or `WIDTHxHEIGHT`, within the model's limits |
+| `mask` | refused: the whole picture is painted over |
+| `response_format` | `b64_json` alone: no address could hold the picture |
+| `stream`, `partial_images` | `image_edit.partial_image` (0-3 of them) and `image_edit.completed` events |
+| `input_fidelity` | refused: that is `strength` here |
+| `complexity`, `frame_count`, `frame_duration_ms`, `markup`, `svg` | refused: this model has nothing like them |
+| `prompt`, `model`, `n`, `quality`, `output_format`, `output_compression`, `background`, `user` | as in `/v1/images/generations` |
+| `moderation`, `safety_identifier`, `negative_prompt`, `seed`, `num_inference_steps`, `guidance_scale`, `scheduler` | as there too |
+"""
+
+
+def _a_file(value: object) -> object:
+    if isinstance(value, str):
+        raise ValueError("must be a file")
+    return value
+
+
+class EditsBody(GenerationsBody):
+    events: ClassVar[str] = "image_edit"
+    model_config = ConfigDict(json_schema_extra={})
+
+    image: Annotated[UploadFile, BeforeValidator(_a_file)]
+    response_format: Literal["b64_json"] | None = None
+    strength: Annotated[float | None, Field(gt=0, le=1, allow_inf_nan=False)] = None
+
+    def to_edits(self, capabilities: Capabilities, most: int, image: Image.Image) -> tuple[EditRequest, ...]:
+        """Raises `RefusedRequest`."""
+        sized = self if self.size not in (None, "auto") else self.model_copy(update={"size": f"{image.width}x{image.height}"})
+        first, *others = sized.to_requests(capabilities, most)
+        edit = EditRequest.of(first, image, self.strength)
+        return (edit, *(edit.model_copy(update={"seed": other.seed}) for other in others))
+
+
+async def refuse_what_a_form_may_not_hold(raw: Request) -> None:
+    """Nothing twice, and no mask. Raises `RefusedRequest`."""
+    names = Counter(name for name, _ in (await raw.form()).multi_items())
+    wrong = [ErrorDetail(field="mask", rule=NO_MASK)] if "mask" in names else []
+    wrong += [ErrorDetail.of(name, "must be given once", f"{count} times") for name, count in names.items() if count > 1]
+    if wrong:
+        raise RefusedRequest(*wrong)
+
+
+def router(backend: Backend, settings: Settings) -> APIRouter:
+    routes = APIRouter(prefix="/v1", tags=["OpenAI's dialect"])
+
+    @routes.post(
+        "/images/edits",
+        dependencies=[Depends(refuse_what_a_form_may_not_hold)],
+        response_model=PicturesAnswer,
+        response_model_exclude_none=True,
+        responses={
+            200: {"content": {"text/event-stream": {}}, "description": "Pictures, or with `stream` their events"},
+            **ERRORS,
+            415: {"model": ProblemAnswer, "description": "The body is not multipart/form-data"},
+            **UNUSED,
+        },
+        description=f"Paint over a picture, asked for as OpenAI's clients ask.\n{FIELDS}",
+    )
+    async def edits(
+        raw: Request,
+        body: Annotated[EditsBody, Form(media_type="multipart/form-data")],
+        deadline: Annotated[float, Depends(deadline_of(settings))],
+    ) -> PicturesAnswer | EventSourceResponse:
+        capabilities = await backend.capabilities()
+        refuse_other_model(body.model, capabilities)
+        if not capabilities.image_to_image:
+            raise RefusedRequest(ErrorDetail(field="image", rule="must not be given: this model has no image-to-image pipeline"))
+        data = await body.image.read()
+        requests = await asyncio.to_thread(lambda: body.to_edits(capabilities, settings.max_batch_size, opaque(data)))
+        return await made(raw, backend, body, requests, deadline)
+
+    return routes
+
+
+def opaque(data: bytes) -> Image.Image:
+    """RGB. Raises `RefusedRequest`."""
+    try:
+        image = opened(data, FORMATS)
+        lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+    except (Unreadable, ValueError) as error:  # the second: colours of a kind that Pillow cannot bring to eight bits
+        raise RefusedRequest(ErrorDetail(field="image", rule=f"must be a picture: {error}")) from error
+    if lowest != 255:
+        raise RefusedRequest(ErrorDetail(field="image", rule="must be opaque: what is transparent would be a mask"))
+    return image.convert("RGB")

@@ -1,0 +1,101 @@
+"""What `POST /v1/images/edits` refuses, over real HTTP on an engine in this process. `tests/cluster` has it through Serve."""
+
+import re
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+
+import openai
+import pytest
+import requests
+from PIL import Image
+
+from app.engine.engine import ImageEngine
+from app.routes.openai_edits import FIELDS
+from tests.test_client import EngineBackend, serving
+
+
+@pytest.fixture(scope="module")
+def url(engine: ImageEngine) -> Iterator[str]:
+    with serving(EngineBackend(engine)) as url:
+        yield f"{url}/v1/images/edits"
+
+
+def picture(form: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (64, 64), colour: Any = 128) -> bytes:  # noqa: ANN401
+    file = BytesIO()
+    Image.new(mode, size, colour).save(file, form)
+    return file.getvalue()
+
+
+def edit(url: str, image: bytes | None = None, more: list[tuple[str, bytes]] | None = None, **fields: object) -> requests.Response:
+    files = [("image", picture() if image is None else image), *(more or [])]
+    data: dict[str, Any] = {"prompt": "a star", "num_inference_steps": 2, "seed": 1} | fields
+    return requests.post(url, {name: value for name, value in data.items() if value is not None}, files=files, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("form", "mode"), [("PNG", "RGB"), ("PNG", "L"), ("PNG", "P"), ("PNG", "RGBA"), ("JPEG", "RGB"), ("JPEG", "CMYK"), ("WEBP", "RGB")]
+)
+def test_any_common_picture_can_be_painted_over(url: str, form: str, mode: str) -> None:
+    answer = edit(url, picture(form, mode, colour=(9, 9, 9, 255) if mode == "RGBA" else 128))
+    assert (answer.status_code, answer.json()["size"]) == (200, "64x64")
+
+
+def test_the_picture_is_brought_to_the_size_asked_for(url: str) -> None:
+    assert edit(url, picture(size=(300, 200)), size="96x64").json()["size"] == "96x64"
+
+
+def test_the_same_request_gives_the_same_picture_and_another_source_another_one(url: str) -> None:
+    one, again, other = (edit(url, picture(colour=colour)).json()["data"] for colour in (10, 10, 200))
+    assert one == again != other
+
+
+BAD: dict[str, tuple[dict[str, Any], str, str]] = {
+    "no picture": ({"image": b"picture"}, "image", "no image in PNG or JPEG or WEBP format"),
+    "nothing": ({"image": b""}, "image", "no image in PNG"),
+    "cut off": ({"image": picture(size=(64, 64))[:-30]}, "image", "cut off or damaged"),
+    "transparent": ({"image": picture(mode="RGBA", colour=(9, 9, 9, 9))}, "image", "must be opaque"),
+    "GIF": ({"image": picture("GIF", "L")}, "image", "no image in PNG"),
+    "a huge one": ({"image": picture(size=(4000, 4000))}, "image", "larger than"),
+    "a side of its own that does not fit": ({"image": picture(size=(100, 64))}, "size", "multiples of 8"),
+    "too large a picture of its own": ({"image": picture(size=(512, 512))}, "size", "at most 65536 pixels"),
+    "mask": ({"more": [("mask", picture())]}, "mask", "whole picture is painted over"),
+    "two pictures": ({"more": [("image", picture())]}, "image", "given once"),
+    "a list of pictures": ({"more": [("image[]", picture())]}, "image[]", "no parameter"),
+    "input_fidelity": ({"input_fidelity": "high"}, "input_fidelity", "no parameter"),
+    "a url": ({"response_format": "url"}, "response_format", "b64_json"),
+    "strength 0": ({"strength": 0}, "strength", "greater than 0"),
+    "strength 2": ({"strength": 2}, "strength", "less than or equal to 1"),
+    "no step left": ({"strength": 0.4}, "strength", "at least 1 / 2"),
+    "no prompt": ({"prompt": None}, "prompt", "must be given"),
+    "a seed twice": ({"seed": [1, 2]}, "seed", "given once"),
+    "partial images of no stream": ({"partial_images": 2}, "body", "stream=true"),
+}
+
+
+@pytest.mark.parametrize(("asked", "param", "rule"), BAD.values(), ids=BAD)
+def test_what_breaks_a_rule_is_refused_in_openais_shape(url: str, asked: dict[str, Any], param: str, rule: str) -> None:
+    answer = edit(url, **asked)
+    told = answer.json()["error"]
+    assert (answer.status_code, told["type"], told["param"]) == (400, "invalid_request_error", param)
+    assert rule in told["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "param"),
+    [
+        (b"{}", "application/json", 415, "Content-Type"),
+        (b"--a", "multipart/form-data", 400, "body"),
+        (b"--b", "multipart/form-data; boundary=a", 400, "body"),
+        (b"a" * 11_000_000, "multipart/form-data; boundary=a", 413, "body"),
+        (b"--a\r\nContent-Disposition: form-data; name=image\r\n\r\ntext\r\n--a--", "multipart/form-data; boundary=a", 400, "prompt"),
+    ],
+)
+def test_a_body_that_is_no_such_form_is_refused(url: str, body: bytes, kind: str, status: int, param: str) -> None:
+    answer = requests.post(url, body, headers={"Content-Type": kind}, timeout=30)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+
+
+def test_the_documentation_tells_of_every_field_of_openais_whether_it_is_accepted() -> None:
+    documented = set(openai.types.image_edit_params.ImageEditParamsBase.__annotations__) | {"stream"}
+    assert documented - set(re.findall(r"`(\w+)`", FIELDS)) == set()
