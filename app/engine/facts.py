@@ -5,7 +5,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 
 from app.editing import EditRequest
 from app.engine.checkpoint import Checkpoint
@@ -24,7 +24,7 @@ def capabilities_of(checkpoint: Checkpoint, max_pixels: int | None, version: str
         revision=checkpoint.revision,
         pipeline=type(pipe).__name__,
         scheduler=own,
-        schedulers=tuple(sorted({own, *(kind.__name__ for kind in pipe.scheduler.compatibles)})),
+        schedulers=tuple(sorted({own, *(kind.__name__ for kind in pipe.scheduler.compatibles if _fits(kind, pipe))})),
         width=side,
         height=side,
         size_multiple=_size_multiple(pipe),
@@ -49,6 +49,16 @@ def facts_of(request: ImageRequest, capabilities: Capabilities, pipe: DiffusionP
         warnings=tuple(_warnings(request, pipe)),
         edit=request.edit if isinstance(request, EditRequest) else None,
     )
+
+
+def _fits(kind: type[SchedulerMixin], pipe: DiffusionPipeline) -> bool:
+    """Some are compatible by name only: they need a library that is not here, other settings, or more than a step or two."""
+    try:
+        scheduler = kind.from_config(pipe.scheduler.config)
+        scheduler.set_timesteps(1, **{"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {})
+    except Exception:
+        return False
+    return True
 
 
 def _native_side(pipe: DiffusionPipeline) -> int:

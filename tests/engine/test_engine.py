@@ -46,6 +46,16 @@ def test_callers_at_the_same_time_each_get_their_own_picture(engine: ImageEngine
     assert max(np.abs(one - other).max() for one, other in zip(together, alone, strict=True)) <= 1
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_every_scheduler_that_is_told_makes_a_picture(engine: ImageEngine, steps: int) -> None:
+    assert len(engine.capabilities.schedulers) > 5
+    for scheduler in engine.capabilities.schedulers:
+        told: list[Progress] = []
+        asked = ImageRequest(prompt="a star", width=64, height=64, num_inference_steps=steps, scheduler=scheduler)
+        assert engine.generate(asked, told.append).facts.scheduler == scheduler
+        assert told[-1].step == told[-1].total
+
+
 def test_every_step_is_told_in_order(engine: ImageEngine) -> None:
     told: list[Progress] = []
     engine.generate(HEART, told.append)
