@@ -279,6 +279,8 @@ def test_everything_is_counted(client: ImagineClient) -> None:
     requests.get(f"{client.base_url}/imagine", short | {"seed": "x"}, timeout=60)
     with connected(client, get("/imagine/stream", **LONG)) as reader:
         reader.recv(1)
+    with connected(client, get("/imagine", **LONG)), connected(client, get("/imagine", **LONG)):
+        eventually(lambda: metric("coalesced_total") > 0)
     eventually(lambda: metric("requests_total", 'route="/imagine"', 'outcome="ok"') > 0)
     eventually(lambda: metric("requests_total", 'route="/imagine"', 'outcome="refused"', 'reason="invalid_request"') > 0)
     eventually(lambda: metric("cancellations_total", 'route="/imagine/stream"') > 0)
