@@ -47,7 +47,6 @@ class TextToImage:
             device=settings.device,
             dtype=settings.dtype,
             revision=settings.revision,
-            cpu_threads=settings.cpu_threads if settings.device == "cpu" else None,  # Ray would leave it as few as it gave CPUs
         )
         self._counts = counts = Counts()
         self._engine = ImageEngine(
@@ -55,6 +54,7 @@ class TextToImage:
             max_batch_size=settings.max_batch_size,
             max_pixels=settings.max_pixels,
             version=settings.version,
+            cpu_threads=settings.cpu_threads if settings.device == "cpu" else None,  # Ray would leave it as few as it gave CPUs
             on_batch=lambda batch: counts.add(batch.requests, batch.rows),
         )
         self._engine.warm_up()

@@ -50,7 +50,7 @@ class Plain:
     """The stock pipeline. One size and one number of steps for all of a call."""
 
     def __init__(self, rows_file: Path) -> None:
-        self.pipe = checkpoint.load("tiny", cpu_threads=THREADS).pipe
+        self.pipe = checkpoint.load("tiny").pipe
         rows = Rows(rows_file)
         self.pipe.unet.register_forward_pre_hook(lambda module, args: rows.add(args[0].shape[0]))
 

@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
+from torch.utils._pytree import tree_flatten
 
 from app.engine.joining import Arguments, Joiner, run_joined, same_output
 from app.engine.policy import FairShare
+from app.engine.threads import compute_with
 from app.schemas import GenerationCancelled
 
 logger = logging.getLogger(__name__)
 
-SHORTEST_PATIENCE_S, LONGEST_PATIENCE_S = 0.005, 0.25
-PATIENCE_IN_GAPS = 5.0  # how much longer than usual a request may take to its next call before the others go on without it
-GAP_SMOOTHING = 0.9
+PATIENCE_S = 0.2  # after which the others go on without a request that takes unusually long to its next call
 LONGEST_TURN_S = 0.002
 STUCK_AFTER_S = 300.0
-
-
 ALONE = "alone"  # the kind of all calls that cannot be joined
+ERRAND = "errand"  # and of what is no call of the denoiser
+NO_ARGUMENTS = Arguments([], tree_flatten(())[1], rows=0, batched=frozenset(), signature=ERRAND)
 StopReason = Callable[[], GenerationCancelled | None]
 
 
@@ -51,6 +51,7 @@ class Member:
 @dataclass(eq=False)
 class Call:
     member: Member
+    function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     arguments: Arguments
@@ -77,7 +78,7 @@ current_member: ContextVar[Member | None] = ContextVar("current_member", default
 class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
     """Stands in front of `module`: calls made by a member go through one thread, all others straight to the module."""
 
-    def __init__(self, module: nn.Module, policy: FairShare, on_batch: Callable[[Batch], None]) -> None:
+    def __init__(self, module: nn.Module, policy: FairShare, on_batch: Callable[[Batch], None], cpu_threads: int) -> None:
         super().__init__()
         self._policy = policy
         policy.lower_limit(ALONE, 1)
@@ -89,12 +90,11 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
         self._members: set[Member] = set()
         self._waiting: list[Call] = []
         self._said = False  # that calls cannot be joined
-        self._gap_s = 0.0
         self._free_since = 0.0  # when the last batch was answered
         self._busy_since: float | None = None
         self._end: BaseException | None = None
         HookRegistry.check_if_exists_or_initialize(module).register_hook(self, "batching")
-        self._thread = threading.Thread(target=self._serve, name="denoiser", daemon=True)
+        self._thread = threading.Thread(target=self._serve, args=(cpu_threads,), name="denoiser", daemon=True)
         self._thread.start()
 
     def check_health(self) -> None:
@@ -114,8 +114,8 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
             member.before_first_call()
         if reason := member.stopped():
             raise reason
-        call = Call(member, args, kwargs, self._joiner.describe(args, kwargs))
-        if call.arguments.signature is None and not self._said:
+        call = Call(member, self.fn_ref.original_forward, args, kwargs, self._joiner.describe(args, kwargs))
+        if call.kind == ALONE and not self._said:
             self._said = True
             logger.warning("%s takes lists of samples, so its calls run one at a time", type(module).__name__)
         with self._changed:
@@ -123,6 +123,19 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
                 raise EngineStopped("the engine has stopped") from self._end
             self._welcome(call)
         return call.future.result()
+
+    def errand(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Compute something else. As long as nobody is between two steps the denoiser's thread does it, with all its CPU threads."""
+        member = current_member.get()
+        if member is None:
+            return function(*args, **kwargs)
+        call = Call(member, function, args, kwargs, NO_ARGUMENTS)
+        with self._changed:
+            lent = self._end is None and self._no_loop_under_way
+            if lent:
+                self._waiting.append(call)
+                self._changed.notify()
+        return call.future.result() if lent else function(*args, **kwargs)
 
     def expect(self, member: Member) -> None:
         """Its first call will come soon. Others that are about to begin wait for it, so that they begin, and end, together."""
@@ -145,16 +158,15 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
 
     def _welcome(self, call: Call) -> None:
         member = call.member
-        if member.answered is not None and member.expected:
-            self._gap_s = GAP_SMOOTHING * self._gap_s + (1 - GAP_SMOOTHING) * (call.since - member.answered)
-        member.signature, member.expected = call.arguments.signature, call.kind != ALONE
+        member.signature, member.expected = call.kind, call.kind != ALONE
         self._arriving.discard(member)
         self._members.add(member)
         self._waiting.append(call)
         self._changed.notify()
 
-    def _serve(self) -> None:
+    def _serve(self, cpu_threads: int) -> None:
         batch: list[Call] = []
+        compute_with(cpu_threads)
         try:
             with torch.inference_mode():
                 while batch := self._next_batch():
@@ -180,7 +192,7 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
                     batch = self._policy.pick(ready)
                     self._waiting = [call for call in self._waiting if call not in batch]
                     return batch
-                self._changed.wait(self._patience_s if self._waiting else None)
+                self._changed.wait(PATIENCE_S if self._waiting else None)
             return []
 
     def _drop_stopped(self) -> None:
@@ -194,10 +206,13 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
         kinds: dict[Hashable, list[Call]] = {}
         for call in self._waiting:
             kinds.setdefault(call.kind, []).append(call)
-        if self._arriving and self._all_about_to_begin():
-            return {}
+        if ERRAND in kinds:
+            return {ERRAND: kinds[ERRAND][:1]}
+        oldest = min((call.since for call in self._waiting), default=0.0)
+        if self._arriving and self._no_loop_under_way and time.monotonic() - oldest < PATIENCE_S:
+            return {}  # those that are about to begin should begin together
         busy = {call.member for call in self._waiting}
-        patient = time.monotonic() - self._free_since < self._patience_s
+        patient = time.monotonic() - self._free_since < PATIENCE_S
         ready = {}
         for kind, calls in kinds.items():
             missing = [member for member in self._members - busy if member.expected and member.signature == kind]
@@ -208,14 +223,9 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
             ready[kind] = calls
         return ready
 
-    def _all_about_to_begin(self) -> bool:
-        """Nobody has taken a step yet, and nobody has waited for long."""
-        oldest = min((call.since for call in self._waiting), default=0.0)
-        return all(member.answered is None for member in self._members) and time.monotonic() - oldest < LONGEST_PATIENCE_S
-
     @property
-    def _patience_s(self) -> float:
-        return min(max(PATIENCE_IN_GAPS * self._gap_s, SHORTEST_PATIENCE_S), LONGEST_PATIENCE_S)
+    def _no_loop_under_way(self) -> bool:
+        return all(member.answered is None for member in self._members)
 
     def _compute(self, calls: list[Call]) -> None:
         """Run the calls as one and give each its part. If that fails, try two halves: only a call that fails alone fails."""
@@ -230,7 +240,7 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
         seconds = time.monotonic() - start
         self._policy.took(calls[0].kind, seconds, joined=len(calls) if failure is None and (joined or len(calls) == 1) else None)
         if failure is None:
-            for shared in [calls] if joined else [[call] for call in calls]:
+            for shared in [] if calls[0].kind == ERRAND else [calls] if joined else [[call] for call in calls]:
                 self._on_batch(Batch(len(shared), sum(call.arguments.rows for call in shared), seconds * len(shared) / len(calls)))
             self._hand_out(calls, outputs)
         elif len(calls) == 1:
@@ -258,14 +268,15 @@ class Denoiser(ModelHook):  # type: ignore[misc]  # diffusers has no type hints
             )
 
     def _answer(self, call: Call) -> Future[Any]:
-        call.member.answered = time.monotonic()
+        if call.kind != ERRAND:
+            call.member.answered = time.monotonic()
         return call.future
 
     def _joined(self, calls: list[Call]) -> list[Any]:
         return run_joined(self.fn_ref.original_forward, [call.arguments for call in calls])
 
     def _apart(self, calls: list[Call]) -> list[Any]:
-        outputs = [self.fn_ref.original_forward(*call.args, **call.kwargs) for call in calls]
+        outputs = [call.function(*call.args, **call.kwargs) for call in calls]
         if len(calls) > 1:
             self._check(calls, outputs)
         return outputs

@@ -14,6 +14,8 @@ from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image, Dif
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
+from app.engine.threads import single_threaded
+
 
 class CheckpointUnavailable(RuntimeError):
     """The checkpoint cannot be loaded; the message says what to do."""
@@ -51,20 +53,15 @@ class Checkpoint:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-def load(
-    model: str, *, device: str = "cpu", dtype: str = "auto", revision: str | None = None, cpu_threads: int | None = None
-) -> Checkpoint:
+@single_threaded()
+def load(model: str, *, device: str = "cpu", dtype: str = "auto", revision: str | None = None) -> Checkpoint:
     """Load a short name, a hub id or a folder in diffusers format, `auto` in half precision on a GPU and in single on a CPU.
-
-    With `cpu_threads`, this process computes with so many threads from now on.
 
     Raises `CheckpointUnavailable`.
     """
     diffusers.logging.set_verbosity_error()
     for library in (diffusers, transformers):
         library.logging.disable_progress_bar()  # of loading from the disk; the hub's own bars of downloads stay
-    if cpu_threads is not None:
-        torch.set_num_threads(cpu_threads)
     if dtype == "auto":
         dtype = "float16" if device == "cuda" else "float32"
     known = SHORT_NAMES.get(model, ShortName(location=model))

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from app.engine.facts import call_parameters, capabilities_of
 from app.engine.policy import FairShare
 from app.engine.preview import Preview
 from app.engine.run import ProgressCallback, Run
+from app.engine.threads import single_threaded
 from app.schemas import (
     MAX_STEPS,
     Capabilities,
@@ -54,6 +55,7 @@ class ImageEngine:
         max_batch_size: int = 8,
         max_pixels: int | None = None,
         version: str = "dev",
+        cpu_threads: int | None = None,
         on_batch: Callable[[Batch], None] = lambda batch: None,
     ) -> None:
         self._checkpoint = checkpoint
@@ -67,9 +69,15 @@ class ImageEngine:
         if not shares:
             logger.warning("%s does not tell its steps, so its requests run one at a time", type(self._pipe).__name__)
         self._places = Places(max_batch_size if shares else 1)
-        self._denoiser = Denoiser(module, FairShare(max_batch_size), on_batch) if module is not None else None
+        self._denoiser = (
+            Denoiser(module, FairShare(max_batch_size), on_batch, cpu_threads or torch.get_num_threads()) if module is not None else None
+        )
         _decode_in_tiles_if_out_of_memory(self._pipe)
+        self._undo = ExitStack()
+        if self._denoiser is not None:
+            self._undo.enter_context(_errands(self._pipe, self._denoiser))
 
+    @single_threaded()
     def generate(
         self,
         request: ImageRequest,
@@ -109,6 +117,7 @@ class ImageEngine:
 
     def close(self) -> None:
         """Requests that run or wait fail with `EngineStopped`, and no thread is left."""
+        self._undo.close()
         if self._denoiser is not None:
             self._denoiser.close()
 
@@ -157,6 +166,21 @@ def _denoiser_of(pipe: DiffusionPipeline) -> nn.Module | None:
     """The one module in which the pipeline spends its time, if it is one."""
     found = [name for name in DENOISERS if isinstance(getattr(pipe, name, None), nn.Module)]
     return getattr(pipe, found[0]) if found in (["unet"], ["transformer"]) else None
+
+
+@contextmanager
+def _errands(pipe: DiffusionPipeline, denoiser: Denoiser) -> Iterator[None]:
+    """Text encoders and the autoencoder are errands of the denoiser's thread, when it has nothing else to do."""
+    lent = [(part, "forward") for name, part in pipe.components.items() if name.startswith("text_encoder") and isinstance(part, nn.Module)]
+    lent += [(pipe.vae, name) for name in ("encode", "decode")] if isinstance(getattr(pipe, "vae", None), nn.Module) else []
+    before = [vars(owner).get(name) for owner, name in lent]
+    for owner, name in lent:
+        setattr(owner, name, functools.wraps(getattr(owner, name))(functools.partial(denoiser.errand, getattr(owner, name))))
+    try:
+        yield
+    finally:
+        for (owner, name), own in zip(lent, before, strict=True):
+            delattr(owner, name) if own is None else setattr(owner, name, own)
 
 
 def _decode_in_tiles_if_out_of_memory(pipe: DiffusionPipeline) -> None:

@@ -9,12 +9,14 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 
 from app.editing import EditRequest
 from app.engine.checkpoint import Checkpoint
+from app.engine.threads import single_threaded
 from app.schemas import Capabilities, Facts, ImageRequest
 
 USUAL_SIDE = 1024  # pixels, of the transformers that do not say
 PIXELS_OVER_NATIVE = 4  # how many times its own size a checkpoint may be asked for, if nothing else is said
 
 
+@single_threaded()
 def capabilities_of(checkpoint: Checkpoint, max_pixels: int | None, version: str) -> Capabilities:
     pipe = checkpoint.pipe
     side = _native_side(pipe)
