@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import platform
 import signal
 import socket
 import statistics
@@ -19,17 +20,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests as http
 
 from scripts import serving
 from scripts.load import Answer, Asked, Way, arrivals, closed_loop, numbered, percentile
 
+if TYPE_CHECKING:
+    from scripts.contenders import Plain  # which imports torch
+
+Opened = Callable[[], AbstractContextManager[Way]]
 TEMPLATE, BATCH, LIT, OURS = "template", "serve.batch", "LitServe", "ours"
 SHARES = (0.5, 0.8, 1.2, 2.0)
 READY_WITHIN_S = 180.0
@@ -96,22 +103,27 @@ def loads(args: argparse.Namespace, template_rate: float) -> dict[str, Callable[
     return {name: run for name, run in cases.items() if args.loads is None or name in args.loads}
 
 
-def measure(ways: Sequence[Way], args: argparse.Namespace) -> list[Result]:
-    """The ways take turns within each load, so that a machine that drifts is as unfair to all."""
-    for way in ways:
-        closed_loop(way, 8, list(numbered(16, args.size, args.steps)))
-    first = ways[0]
-    answers, seconds = closed_loop(first, 8, list(numbered(16, args.size, args.steps)))
+def measure(ways: Mapping[str, Opened], args: argparse.Namespace) -> list[Result]:
+    """The ways take turns within each load, so that a machine that drifts is as unfair to all. Each is alone on the machine."""
+    with _warm(next(iter(ways.values())), args) as way:
+        answers, seconds = closed_loop(way, 8, list(numbered(16, args.size, args.steps)))
     results = []
     for load, run in loads(args, len(answers) / seconds).items():
-        for way in ways:
-            before = way.rows()
-            answers, seconds = run(way)
-            time.sleep(1.0)  # what is still being computed for nobody is counted too
-            rows_each = 2 * args.steps
-            results.append(summed_up(load, way.name, answers, seconds, way.rows() - before, rows_each))
-            print(json.dumps(asdict(results[-1])), flush=True)
+        for opened in ways.values():
+            with _warm(opened, args) as way:
+                before = way.rows()
+                answers, seconds = run(way)
+                time.sleep(1.0)  # what is still being computed for nobody is counted too
+                results.append(summed_up(load, way.name, answers, seconds, way.rows() - before, 2 * args.steps))
+                print(json.dumps(asdict(results[-1])), flush=True)
     return results
+
+
+@contextmanager
+def _warm(opened: Opened, args: argparse.Namespace) -> Iterator[Way]:
+    with opened() as way:
+        closed_loop(way, 8, list(numbered(16, args.size, args.steps)))
+        yield way
 
 
 def limits(args: argparse.Namespace) -> dict[str, float]:
@@ -130,27 +142,36 @@ def limits(args: argparse.Namespace) -> dict[str, float]:
     return {"plain_s": statistics.median(times[1][1:]), "whole_batch_per_second": 8 / statistics.median(times[8][1:])}
 
 
+def all_ways(names: Sequence[str], address: str, folder: Path) -> dict[str, Opened]:
+    """By name, how each is started. At the end of its context it is gone again."""
+    from scripts.contenders import BATCH as MOST
+    from scripts.contenders import Batched, OneAtATime
+
+    ways: dict[str, Opened] = {
+        TEMPLATE: partial(_on_serve, TEMPLATE, address, OneAtATime, 1, folder),
+        BATCH: partial(_on_serve, BATCH, address, Batched, 2 * MOST, folder),
+        LIT: partial(_litserve, folder / "lit"),
+        OURS: partial(_ours, address),
+    }
+    return {name: opened for name, opened in ways.items() if name in names}
+
+
 @contextmanager
-def all_ways(names: Sequence[str], folder: Path) -> Iterator[list[Way]]:
+def _on_serve(name: str, address: str, kind: "type[Plain]", ongoing: int, folder: Path) -> Iterator[Way]:
     from ray import serve
 
-    from scripts.contenders import BATCH as MOST
-    from scripts.contenders import Batched, OneAtATime, Rows, application
+    from scripts.contenders import Rows, application
 
-    with ExitStack() as stack:
-        address = stack.enter_context(serving.cluster())
-        ways = []
-        for name, kind, ongoing in ((TEMPLATE, OneAtATime, 1), (BATCH, Batched, 2 * MOST)):
-            if name in names:
-                rows = Rows(folder / kind.__name__)
-                serve.run(application(kind, ongoing, folder / kind.__name__), name=name, route_prefix=f"/{name}")
-                ways.append(Way(name, f"{address}/{name}/imagine", lambda rows=rows: rows.value))  # type: ignore[misc]
-        if LIT in names:
-            ways.append(stack.enter_context(_litserve(folder / "lit")))
-        if OURS in names:
-            url = stack.enter_context(serving.served(address, OURS, "/ours"))
-            ways.append(Way(OURS, f"{url}/imagine", lambda: serving.rows_of(OURS)))
-        yield ways
+    rows = Rows(folder / kind.__name__)
+    serve.run(application(kind, ongoing, folder / kind.__name__), name=name, route_prefix=f"/{name}")
+    yield Way(name, f"{address}/{name}/imagine", lambda: rows.value)
+    serve.delete(name)
+
+
+@contextmanager
+def _ours(address: str) -> Iterator[Way]:
+    with serving.served(address, OURS, "/ours") as url:
+        yield Way(OURS, f"{url}/imagine", lambda: serving.rows_of(OURS))
 
 
 @contextmanager
@@ -214,6 +235,16 @@ def plot(results: Sequence[Result], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def surroundings(args: argparse.Namespace) -> dict[str, Any]:
+    """Hardware, versions and settings."""
+    return {
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("ray", "litserve", "torch", "diffusers")},
+        "settings": {name: str(value) for name, value in vars(args).items()},
+    }
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ways", nargs="+", default=[TEMPLATE, BATCH, LIT, OURS], choices=[TEMPLATE, BATCH, LIT, OURS], help="default all")
     parser.add_argument("--loads", nargs="+", help="names of loads, as in the table; default all")
@@ -230,10 +261,11 @@ def main(argv: list[str] | None = None) -> int:
     add_options(parser)
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what was started is stopped
-    told: dict[str, Any] = {"cpus": os.cpu_count(), "settings": {name: str(value) for name, value in vars(args).items()}} | limits(args)
+    os.environ |= {"RAY_worker_niceness": "0"}  # Ray's own is 15: LitServe would come first
+    told = surroundings(args) | limits(args)
     print(json.dumps(told), flush=True)
-    with tempfile.TemporaryDirectory() as folder, all_ways(args.ways, Path(folder)) as ways:
-        results = measure(ways, args)
+    with tempfile.TemporaryDirectory() as folder, serving.cluster() as address:
+        results = measure(all_ways(args.ways, address, Path(folder)), args)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "serving.json").write_text(json.dumps({**told, "results": [asdict(one) for one in results]}, indent=1))
     plot(results, args.out / "serving.png")

@@ -25,9 +25,11 @@ from typing import Any
 import aiohttp
 import numpy as np
 import psutil
+import requests
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.client import ImagineClient
 from app.schemas import ImageRequest
 from scripts import serving
 
@@ -70,12 +72,31 @@ def subject(number: int) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a subject looks like, and what comes of painting it over, both as PNG."""
+
+    picture: bytes
+    edited: bytes
+
+
+def edit_of(number: int) -> dict[str, str]:
+    return {name: str(value) for name, value in _in_dialect(number).items()}
+
+
+def reference(client: ImagineClient, number: int) -> Reference:
+    picture = client.generate(ImageRequest(**subject(number))).png
+    answer = requests.post(f"{client.base_url}/v1/images/edits", edit_of(number), files={"image": picture}, timeout=300)
+    answer.raise_for_status()
+    return Reference(picture, base64.b64decode(answer.json()["data"][0]["b64_json"]))
+
+
 class Caller:
     """Asks for ever, on a route by chance."""
 
-    def __init__(self, url: str, references: Sequence[Pixels], seen: Seen, chance: random.Random) -> None:
+    def __init__(self, url: str, references: Sequence[Reference], seen: Seen, chance: random.Random) -> None:
         self._url, self._references, self._seen, self._chance = url, references, seen, chance
-        self._routes = (self._get, self._post, self._stream, self._openai, self._openai_stream)
+        self._routes = (self._get, self._post, self._stream, self._replay, self._openai, self._openai_stream, self._edit)
 
     async def until(self, end: float) -> None:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as session:
@@ -106,6 +127,22 @@ class Caller:
             data = _last_event(await answer.read(), "done")
             self._check("stream", number, answer.status, base64.b64decode(data.get("png", "")), bad)
 
+    async def _replay(self, session: aiohttp.ClientSession, number: int, bad: dict[str, Any] | None) -> None:
+        body = json.dumps(bad).encode() if bad is not None else self._references[number].picture
+        async with session.post(f"{self._url}/replay", data=body, headers={"Content-Type": "image/png"}) as answer:
+            told = json.loads(await answer.read())
+            if answer.status == 200 and not told["match"]:
+                self._seen.wrong.append(f"replay: {told}")
+            self._check("replay", number, answer.status, self._references[number].picture, bad)
+
+    async def _edit(self, session: aiohttp.ClientSession, number: int, bad: dict[str, Any] | None) -> None:
+        form = aiohttp.FormData({name: str(value) for name, value in bad.items()} if bad is not None else edit_of(number))
+        form.add_field("image", self._references[number].picture, filename="image.png")
+        async with session.post(f"{self._url}/v1/images/edits", data=form) as answer:
+            told = json.loads(await answer.read())
+            edited = base64.b64decode(told["data"][0]["b64_json"]) if answer.status == 200 else b""
+            self._check("edit", number, answer.status, edited, bad, self._references[number].edited)
+
     async def _openai(self, session: aiohttp.ClientSession, number: int, bad: dict[str, Any] | None) -> None:
         async with session.post(f"{self._url}/v1/images/generations", json=bad or _in_dialect(number)) as answer:
             told = json.loads(await answer.read())
@@ -118,14 +155,15 @@ class Caller:
             data = _last_event(await answer.read(), "image_generation.completed")
             self._check("OpenAI stream", number, answer.status, base64.b64decode(data.get("b64_json", "")), bad)
 
-    def _check(self, route: str, number: int, status: int, data: bytes, bad: dict[str, Any] | None) -> None:
+    def _check(self, route: str, number: int, status: int, data: bytes, bad: dict[str, Any] | None, expected: bytes | None = None) -> None:
         self._seen.answers[f"{route} {status}"] += 1
         if status not in DOCUMENTED or (status == 200 and bad is not None):
             self._seen.wrong.append(f"{route}: {status} for {bad or subject(number)}")
         elif status == 200:
             self._seen.checked += 1
             made = pixels(data) if data else np.zeros((1, 1, 3), np.int16)
-            if made.shape != self._references[number].shape or np.abs(made - self._references[number]).max() > 1:
+            right = pixels(expected or self._references[number].picture)
+            if made.shape != right.shape or np.abs(made - right).max() > 1:
                 self._seen.wrong.append(f"{route}: not the picture of {subject(number)}")
 
 
@@ -162,7 +200,7 @@ def left_over() -> tuple[int, int]:
     return sum(child.num_threads() for child in replicas()), tasks
 
 
-async def storm(url: str, references: Sequence[Pixels], clients: int, seconds: float, seed: int) -> Seen:
+async def storm(url: str, references: Sequence[Reference], clients: int, seconds: float, seed: int) -> Seen:
     seen = Seen()
     end = time.monotonic() + seconds
 
@@ -188,11 +226,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=8, help="default 8")
     parser.add_argument("--seed", type=int, default=0, help="of the chances (default 0)")
     args = parser.parse_args(argv)
-    from app.client import ImagineClient
 
     with serving.cluster() as address, serving.served(address) as url:
         client = ImagineClient(url)
-        references = [pixels(client.generate(ImageRequest(**subject(number))).png) for number in range(SUBJECTS)]
+        references = [reference(client, number) for number in range(SUBJECTS)]
         asyncio.run(storm(url, references, args.clients, 10.0, args.seed + 1000))  # pools are filled, caches warm
         time.sleep(5)
         before = left_over()
