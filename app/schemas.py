@@ -255,7 +255,9 @@ class GeneratedImage:
 
     @cached_property
     def image(self) -> Image.Image:
-        return Image.open(BytesIO(self.png))
+        image = Image.open(BytesIO(self.png))
+        image.load()  # at its first use, as Pillow has it, is not safe: identical requests share a picture
+        return image
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""

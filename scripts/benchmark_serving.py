@@ -262,9 +262,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what was started is stopped
     os.environ |= {"RAY_worker_niceness": "0"}  # Ray's own is 15: LitServe would come first
-    told = surroundings(args) | limits(args)
-    print(json.dumps(told), flush=True)
     with tempfile.TemporaryDirectory() as folder, serving.cluster() as address:
+        told = surroundings(args) | limits(args)  # beside Ray's own processes, like all that is compared with them
+        print(json.dumps(told), flush=True)
         results = measure(all_ways(args.ways, address, Path(folder)), args)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "serving.json").write_text(json.dumps({**told, "results": [asdict(one) for one in results]}, indent=1))

@@ -1,5 +1,7 @@
 import struct
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from PIL import Image
 
 from app import png
-from app.schemas import Facts, ImageRequest
+from app.schemas import Facts, GeneratedImage, ImageRequest
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
 
@@ -85,3 +87,17 @@ def test_whatever_the_bytes_they_are_a_picture_or_refused() -> None:
         except png.NotOurPNG:
             refused += 1
     assert 100 < refused < 1000
+
+
+def test_one_picture_can_be_looked_at_from_many_threads_at_once() -> None:
+    noise = Image.effect_noise((512, 512), 100).convert("RGB")
+    data = png.encode(noise, facts())
+    meet = threading.Barrier(8)
+
+    def look(made: GeneratedImage) -> bool:
+        meet.wait(10)
+        return made.image.convert("RGB").tobytes() == noise.tobytes()
+
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(5):
+            assert all(threads.map(look, [GeneratedImage(data, facts())] * 8))

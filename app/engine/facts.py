@@ -1,17 +1,21 @@
 """What a loaded checkpoint can do, and how a picture of it was made."""
 
 import inspect
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
+from torch import nn
 
 from app.editing import EditRequest
 from app.engine.checkpoint import Checkpoint
 from app.engine.threads import single_threaded
 from app.schemas import Capabilities, Facts, ImageRequest
 
+MARKS = 2  # tokens around a text
 USUAL_SIDE = 1024  # pixels, of the transformers that do not say
 PIXELS_OVER_NATIVE = 4  # how many times its own size a checkpoint may be asked for, if nothing else is said
 
@@ -39,14 +43,16 @@ def capabilities_of(checkpoint: Checkpoint, max_pixels: int | None, version: str
 
 
 def facts_of(request: ImageRequest, capabilities: Capabilities, pipe: DiffusionPipeline) -> Facts:
+    # As the pipeline's own `dtype` and `device`, which look through all of its parameters each time.
+    first = next(parameter for part in vars(pipe).values() if isinstance(part, nn.Module) for parameter in part.parameters())
     return Facts(
         request=request.plain() if isinstance(request, EditRequest) else request,
         model=capabilities.model,
         revision=capabilities.revision,
         pipeline=type(pipe).__name__,
         scheduler=request.scheduler or capabilities.scheduler,
-        dtype=str(pipe.dtype).removeprefix("torch."),
-        device=pipe.device.type,
+        dtype=str(first.dtype).removeprefix("torch."),
+        device=first.device.type,
         versions={"app": capabilities.version, "diffusers": diffusers.__version__, "torch": torch.__version__},
         warnings=tuple(_warnings(request, pipe)),
         edit=request.edit if isinstance(request, EditRequest) else None,
@@ -79,6 +85,7 @@ def _size_multiple(pipe: DiffusionPipeline) -> int:
 def _warnings(request: ImageRequest, pipe: DiffusionPipeline) -> list[str]:
     limit = pipe.tokenizer.model_max_length
     texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+    texts = {field: text for field, text in texts.items() if len(text.encode()) + MARKS > limit}  # a token is a byte at least
     lengths = {field: len(pipe.tokenizer(text, truncation=False, verbose=False).input_ids) for field, text in texts.items()}
     return [
         f"{field} is {length} tokens long and the text encoder takes {limit}: its end was not read"
@@ -89,4 +96,9 @@ def _warnings(request: ImageRequest, pipe: DiffusionPipeline) -> list[str]:
 
 def call_parameters(pipe: DiffusionPipeline) -> frozenset[str]:
     """The arguments that the pipeline's `__call__` takes."""
-    return frozenset(inspect.signature(type(pipe).__call__).parameters)
+    return _parameters(type(pipe).__call__)
+
+
+@cache
+def _parameters(function: Callable[..., object]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)

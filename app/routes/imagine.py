@@ -16,7 +16,8 @@ from app.routes.rendering import Format
 from app.schemas import Capabilities, ErrorAnswer, ErrorDetail, Facts, ImageRequest, RefusedRequest, Side
 from app.settings import Settings
 
-MARGIN, LONGEST_MARGIN_S = 0.1, 0.5  # how much before the caller's deadline ours is: Serve's proxy cuts off at the same header
+# How much before the caller's deadline ours is: Serve's proxy cuts off at the same header.
+MARGIN, SHORTEST_MARGIN_S, LONGEST_MARGIN_S = 0.1, 0.3, 0.5
 SHORTEST_DEADLINE_S = 1.0  # below, the proxy may well answer before anybody here has read the request
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -91,7 +92,7 @@ def deadline_of(settings: Settings) -> Callable[[float | None], Awaitable[float]
     ) -> float:
         seconds = settings.request_timeout_s
         if x_request_timeout_seconds is not None:
-            margin = min(MARGIN * x_request_timeout_seconds, LONGEST_MARGIN_S)
+            margin = min(max(MARGIN * x_request_timeout_seconds, SHORTEST_MARGIN_S), LONGEST_MARGIN_S)
             seconds = min(seconds, x_request_timeout_seconds - margin)
         return time.monotonic() + seconds
 
