@@ -74,6 +74,9 @@ def new_unet() -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
+        # The caption as a whole reaches every layer beside the timestep, also where there is no attention.
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
         attention_head_dim=4,
         norm_num_groups=16,
         use_linear_projection=True,

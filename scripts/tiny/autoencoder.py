@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import AdamW
 
-from scripts.tiny.architecture import VAE_FACTOR
+from scripts.tiny.architecture import SIDE, VAE_FACTOR
 from scripts.tiny.budget import Budget, descend
-from scripts.tiny.pictures import as_pixels, random_picture
+from scripts.tiny.pictures import as_pixels, random_crop, random_picture
 
-BATCH = 5  # pictures
+BATCH = 5  # pictures, or four times as many crops of half their side
+CROP, CROP_SHARE = 64, 0.75  # pixels; most batches are crops, where edges are dense, the others keep the whole picture's statistics right
 RATE = 1.5e-3
 NOISE = 0.1  # standard deviation, beside colours of about 0.6
 EDGE_WEIGHT, COLOUR_WEIGHT, SIZE_WEIGHT = 0.5, 1.0, 1e-3
@@ -45,7 +46,7 @@ def train_decoder(vae: AutoencoderKL, minutes: float, random: Generator) -> None
 def _descend(vae: AutoencoderKL, parameters: list[nn.Parameter], budget: Budget, random: Generator) -> None:
     optimizer = AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     for step in budget.steps():
-        pixels = as_pixels([random_picture(random) for _ in range(BATCH)]).to(vae.device)
+        pixels = _batch(random).to(vae.device)
         with torch.autocast(vae.device.type, torch.bfloat16):
             latents = vae.encode(pixels).latent_dist.mean
             decoded = vae.decode(latents + NOISE * torch.randn_like(latents)).sample
@@ -53,6 +54,12 @@ def _descend(vae: AutoencoderKL, parameters: list[nn.Parameter], budget: Budget,
         descend(optimizer, loss, budget.rate(step, RATE))
         if step % 50 == 0:
             budget.show(step=step, loss=loss.item())
+
+
+def _batch(random: Generator) -> Tensor:
+    if random.random() < CROP_SHARE:
+        return as_pixels([random_crop(random, CROP) for _ in range(BATCH * (SIDE // CROP) ** 2)])
+    return as_pixels([random_picture(random) for _ in range(BATCH)])
 
 
 def pixel_loss(decoded: Tensor, pixels: Tensor) -> Tensor:

@@ -104,9 +104,9 @@ def held_out(name: str, colour: str, background: str) -> bool:
     return zlib.crc32(f"{name}|{colour}|{background}".encode()) % HELD_OUT_SHARE == 0
 
 
-def random_captioned(random: Generator, *, for_judge: bool = False) -> Captioned:
+def random_captioned(random: Generator, *, for_judge: bool = False, two_things_share: float = TWO_THINGS_SHARE) -> Captioned:
     """A scene and its caption. For the judge every colour is named, and each thing's combination is one that was held out."""
-    make = _two_things if random.random() < TWO_THINGS_SHARE else _one_thing
+    make = _two_things if random.random() < two_things_share else _one_thing
     while True:
         captioned = make(random, for_judge)
         background = captioned.scene.background

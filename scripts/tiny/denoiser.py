@@ -24,7 +24,8 @@ from scripts.tiny.text import tokenize
 BATCH = 64  # pictures
 RATE = 1e-3
 TIMESTEP_SHIFT = 0.6
-THING_WEIGHT = 2.0  # how much more a latent counts where the things are
+LEAST_THING_WEIGHT, MOST_THING_WEIGHT = 2.0, 6.0  # how much more a latent counts where the things are: small ones count most
+TWO_THINGS_SHARE = 0.4  # they take longest to learn
 EMA_DECAY = 0.999
 POOL, FRESH, ENCODED_AT_ONCE = 8_192, 8, 64  # pictures kept as latents, of which so many are replaced at each step
 SAVES = 5
@@ -58,7 +59,7 @@ class Pool:
         self._oldest = slots[-1] + 1
 
     def _encode(self, count: int) -> tuple[Tensor, Tensor]:
-        drawn = [random_captioned(self._random) for _ in range(count)]
+        drawn = [random_captioned(self._random, two_things_share=TWO_THINGS_SHARE) for _ in range(count)]
         self._captioned += drawn
         device = self._pipe.device
         pixels = as_pixels([draw_scene(one.scene, SIDE, self._random) for one in drawn]).to(device)
@@ -66,7 +67,8 @@ class Pool:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
             latents = self._pipe.vae.encode(pixels).latent_dist.mean.float() * self._pipe.vae.config.scaling_factor
         touched = functional.max_pool2d(covered[:, None].float(), VAE_FACTOR) > 0  # (B, 1, h, w)
-        weights = 1 + THING_WEIGHT * touched.float()
+        share = touched.float().mean(dim=(2, 3), keepdim=True)
+        weights = 1 + (0.5 / share).clamp(LEAST_THING_WEIGHT, MOST_THING_WEIGHT) * touched.float()
         return latents, weights / weights.mean(dim=(2, 3), keepdim=True)
 
 

@@ -15,6 +15,15 @@ def random_picture(random: Generator) -> Image.Image:
     return draw_scene(random_captioned(random).scene, architecture.SIDE, random)
 
 
+def random_crop(random: Generator, side: int) -> Image.Image:
+    """`side` x `side` pixels of a random picture, their middle somewhere on a thing: there is more to learn than on the background."""
+    scene = random_captioned(random).scene
+    thing = scene.things[int(random.integers(len(scene.things)))]
+    middle = np.array((thing.x, thing.y)) + thing.size * random.uniform(-0.5, 0.5, 2)
+    left, top = np.clip(middle * architecture.SIDE - side / 2, 0, architecture.SIDE - side).astype(int).tolist()
+    return draw_scene(scene, architecture.SIDE, random).crop((left, top, left + side, top + side))
+
+
 def as_pixels(pictures: list[Image.Image]) -> Tensor:
     """Pictures as (B, 3, H, W), -1 to 1."""
     stacked = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
