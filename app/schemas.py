@@ -10,15 +10,23 @@ from io import BytesIO
 from typing import Annotated, Any, Protocol, Self
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 MIN_SIDE, MAX_SIDE = 64, 1536  # pixels
-MAX_SEED = 2**32 - 1
-MAX_STEPS = 150
+MAX_SEED, MAX_STEPS = 2**32 - 1, 150
 STEPS_WORTH_OF_THE_REST = 2  # reading the text, decoding and encoding
 LONGEST_SHOWN = 80  # characters of a refused value
 
-Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8)]
+
+def _no_truth_value(value: object) -> object:
+    if isinstance(value, bool):  # which Python, and so pydantic, counts as 0 and 1
+        raise ValueError("must be a number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth_value)]
+Real = Annotated[float, BeforeValidator(_no_truth_value)]
+Side = Annotated[Whole, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8)]
 Text = Annotated[str, Field(max_length=2000)]
 
 
@@ -129,9 +137,9 @@ class ImageRequest(BaseModel):
     negative_prompt: Text = ""
     width: Side | None = None
     height: Side | None = None
-    num_inference_steps: Annotated[int | None, Field(ge=1, le=MAX_STEPS)] = None
-    guidance_scale: Annotated[float | None, Field(ge=0, le=30, allow_inf_nan=False)] = None
-    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)] = None
+    num_inference_steps: Annotated[Whole | None, Field(ge=1, le=MAX_STEPS)] = None
+    guidance_scale: Annotated[Real | None, Field(ge=0, le=30, allow_inf_nan=False)] = None
+    seed: Annotated[Whole | None, Field(ge=0, le=MAX_SEED)] = None
     scheduler: Annotated[str | None, Field(max_length=80, description="A noise scheduler of diffusers that fits the model")] = None
 
     @field_validator("prompt")
@@ -255,9 +263,7 @@ class GeneratedImage:
 
     @cached_property
     def image(self) -> Image.Image:
-        image = Image.open(BytesIO(self.png))
-        image.load()  # at its first use, as Pillow has it, is not safe: identical requests share a picture
-        return image
+        return Image.open(BytesIO(self.png)).copy()  # read at once: by many threads, who share a picture, Pillow's cannot be
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""
