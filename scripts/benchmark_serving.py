@@ -170,7 +170,9 @@ def _on_serve(name: str, address: str, kind: "type[Plain]", ongoing: int, folder
 
 @contextmanager
 def _ours(address: str) -> Iterator[Way]:
-    with serving.served(address, OURS, "/ours") as url:
+    from scripts.contenders import THREADS
+
+    with serving.served(address, OURS, "/ours", cpu_threads=THREADS) as url:
         yield Way(OURS, f"{url}/imagine", lambda: serving.rows_of(OURS))
 
 

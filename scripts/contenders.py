@@ -51,6 +51,7 @@ class Plain:
 
     def __init__(self, rows_file: Path) -> None:
         self.pipe = checkpoint.load("tiny").pipe
+        torch.set_num_threads(THREADS)
         rows = Rows(rows_file)
         self.pipe.unet.register_forward_pre_hook(lambda module, args: rows.add(args[0].shape[0]))
 

@@ -45,7 +45,8 @@ class ImageEngine:
     """An `ImageSource` on a loaded checkpoint, safe to call from many threads.
 
     Up to `max_batch_size` requests run at once and share the denoiser's calls, whatever their prompts, seeds, steps, guidance, schedulers
-    and sizes; the others wait in the order they came. `on_batch` is told of every call of the denoiser.
+    and sizes; the others wait in the order they came. On a CPU steps are computed with `cpu_threads`, all if not given. `on_batch` is told
+    of every call of the denoiser.
     """
 
     def __init__(
