@@ -24,9 +24,11 @@ def _no_truth_value(value: object) -> object:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_no_truth_value)]
-Real = Annotated[float, BeforeValidator(_no_truth_value)]
-Side = Annotated[Whole, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8)]
+NumbersOnly = BeforeValidator(_no_truth_value)  # last in a row of annotations, or pydantic does not document the bounds before it
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8), NumbersOnly]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS), NumbersOnly]
+Guidance = Annotated[float, Field(ge=0, le=30, allow_inf_nan=False), NumbersOnly]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), NumbersOnly]
 Text = Annotated[str, Field(max_length=2000)]
 
 
@@ -137,9 +139,9 @@ class ImageRequest(BaseModel):
     negative_prompt: Text = ""
     width: Side | None = None
     height: Side | None = None
-    num_inference_steps: Annotated[Whole | None, Field(ge=1, le=MAX_STEPS)] = None
-    guidance_scale: Annotated[Real | None, Field(ge=0, le=30, allow_inf_nan=False)] = None
-    seed: Annotated[Whole | None, Field(ge=0, le=MAX_SEED)] = None
+    num_inference_steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    seed: Seed | None = None
     scheduler: Annotated[str | None, Field(max_length=80, description="A noise scheduler of diffusers that fits the model")] = None
 
     @field_validator("prompt")
@@ -175,21 +177,19 @@ class ImageRequest(BaseModel):
             wrong.append(
                 ErrorDetail.of("width x height", f"must be at most {capabilities.max_pixels} pixels for this model", f"{width} x {height}")
             )
-        limit = capabilities.max_num_inference_steps
-        if self.num_inference_steps is not None and self.num_inference_steps > limit:
+        if (self.num_inference_steps or 0) > (limit := capabilities.max_num_inference_steps):
             wrong.append(ErrorDetail.of("num_inference_steps", f"must be at most {limit} for this service", self.num_inference_steps))
         if self.scheduler is not None and self.scheduler not in capabilities.schedulers:
             wrong.append(ErrorDetail.of("scheduler", f"must be one of {', '.join(capabilities.schedulers)}", self.scheduler))
         if wrong:
             raise RefusedRequest(*wrong)
-        filled: dict[str, Any] = {"width": width, "height": height, "scheduler": self.scheduler or capabilities.scheduler}
-        if self.num_inference_steps is None:
-            filled["num_inference_steps"] = capabilities.num_inference_steps
-        if self.guidance_scale is None:
-            filled["guidance_scale"] = capabilities.guidance_scale
-        if self.seed is None:
-            filled["seed"] = secrets.randbelow(MAX_SEED + 1)
-        return self.model_copy(update=filled)
+        defaults = {
+            "num_inference_steps": capabilities.num_inference_steps,
+            "guidance_scale": capabilities.guidance_scale,
+            "seed": secrets.randbelow(MAX_SEED + 1),
+        }
+        filled: dict[str, Any] = {name: default for name, default in defaults.items() if getattr(self, name) is None}
+        return self.model_copy(update=filled | {"width": width, "height": height, "scheduler": self.scheduler or capabilities.scheduler})
 
 
 class Edit(BaseModel):

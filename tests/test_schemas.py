@@ -87,6 +87,25 @@ def test_a_field_out_of_bounds_is_refused(fields: dict[str, object]) -> None:
         ImageRequest.model_validate({"prompt": "a star"} | fields)
 
 
+@pytest.mark.parametrize(
+    ("field", "bounds"),
+    [
+        ("width", {"minimum": 64, "maximum": 1536, "multipleOf": 8}),
+        ("num_inference_steps", {"minimum": 1, "maximum": 150}),
+        ("guidance_scale", {"minimum": 0, "maximum": 30}),
+        ("seed", {"minimum": 0, "maximum": MAX_SEED}),
+    ],
+)
+def test_the_bounds_are_in_the_schema_that_clients_read(field: str, bounds: dict[str, int]) -> None:
+    number = ImageRequest.model_json_schema()["properties"][field]["anyOf"][0]
+    assert {name: number.get(name) for name in bounds} == bounds
+
+
+def test_what_is_no_finite_number_is_refused_by_that_rule() -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        ImageRequest.model_validate({"prompt": "a star", "guidance_scale": "nan"})
+
+
 def test_the_bounds_themselves_are_allowed() -> None:
     ImageRequest(
         prompt="a" * 2000, negative_prompt="b" * 2000, width=64, height=1536, num_inference_steps=150, guidance_scale=30, seed=MAX_SEED
