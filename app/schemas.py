@@ -18,17 +18,17 @@ STEPS_WORTH_OF_THE_REST = 2  # reading the text, decoding and encoding
 LONGEST_SHOWN = 80  # characters of a refused value
 
 
-def _no_truth_value(value: object) -> object:
+def _not_a_bool(value: object) -> object:
     if isinstance(value, bool):  # which Python, and so pydantic, counts as 0 and 1
         raise ValueError("must be a number")
     return value
 
 
-NumbersOnly = BeforeValidator(_no_truth_value)  # last in a row of annotations, or pydantic does not document the bounds before it
-Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8), NumbersOnly]
-Steps = Annotated[int, Field(ge=1, le=MAX_STEPS), NumbersOnly]
-Guidance = Annotated[float, Field(ge=0, le=30, allow_inf_nan=False), NumbersOnly]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED), NumbersOnly]
+NotABool = BeforeValidator(_not_a_bool)  # last in a row of annotations, or pydantic does not document the bounds before it
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8), NotABool]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS), NotABool]
+Guidance = Annotated[float, Field(ge=0, le=30, allow_inf_nan=False), NotABool]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), NotABool]
 Text = Annotated[str, Field(max_length=2000)]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from app.routes.rendering import QUALITY
-from app.schemas import MAX_SEED, Capabilities, ErrorDetail, Guidance, ImageRequest, NumbersOnly, RefusedRequest, Seed, Steps
+from app.schemas import MAX_SEED, Capabilities, ErrorDetail, Guidance, ImageRequest, NotABool, RefusedRequest, Seed, Steps
 
 MOST_PICTURES, MOST_PARTIAL_IMAGES = 10, 3
 STEPS_OF_QUALITY = {"low": 0.5, "high": 2.0, "hd": 2.0}  # times the model's own
@@ -45,14 +45,14 @@ class GenerationsBody(BaseModel):
 
     prompt: Annotated[str, Field(min_length=1, max_length=2000)]
     model: Annotated[str | None, Field(max_length=200)] = None
-    n: Annotated[int, Field(ge=1, le=MOST_PICTURES), NumbersOnly] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_PICTURES), NotABool] | None = None
     size: Annotated[str | None, Field(pattern=rf"^({SIZE.pattern})$")] = None
     quality: Quality | None = None
     response_format: Literal["url", "b64_json"] | None = None
     output_format: OutputFormat | None = None
-    output_compression: Annotated[int, Field(ge=0, le=100), NumbersOnly] | None = None
+    output_compression: Annotated[int, Field(ge=0, le=100), NotABool] | None = None
     stream: bool | None = None
-    partial_images: Annotated[int, Field(ge=0, le=MOST_PARTIAL_IMAGES), NumbersOnly] | None = None
+    partial_images: Annotated[int, Field(ge=0, le=MOST_PARTIAL_IMAGES), NotABool] | None = None
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto", "low"] | None = None
     user: Annotated[str | None, Field(max_length=1000)] = None
