@@ -33,8 +33,8 @@ from tqdm import tqdm
 
 from app import png
 from app.engine import checkpoint
-from app.engine.batching import Batch
 from app.engine.checkpoint import Checkpoint
+from app.engine.device import Batch
 from app.engine.engine import ImageEngine
 from app.engine.facts import facts_of
 from app.schemas import ImageRequest

@@ -1,4 +1,4 @@
-"""A checkpoint becomes a ready diffusers pipeline on a device."""
+"""A checkpoint becomes a ready diffusers pipeline on a device, and says what it can do."""
 
 import hashlib
 import inspect
@@ -10,11 +10,15 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image, DiffusionPipeline
+from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image, DiffusionPipeline, SchedulerMixin
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
 from app.engine.threads import single_threaded
+from app.schemas import Capabilities
+
+USUAL_SIDE = 1024  # pixels, of the transformers that do not say
+PIXELS_OVER_NATIVE = 4  # how many times its own size a checkpoint may be asked for, if nothing else is said
 
 
 class CheckpointUnavailable(RuntimeError):
@@ -93,6 +97,28 @@ def image_to_image(loaded: Checkpoint) -> Checkpoint | None:
     return replace(loaded, pipe=pipe) if {"image", "strength", "callback_on_step_end"} <= takes.keys() else None
 
 
+@single_threaded()
+def capabilities_of(checkpoint: Checkpoint, max_pixels: int | None, version: str) -> Capabilities:
+    pipe = checkpoint.pipe
+    side = _native_side(pipe)
+    own = type(pipe.scheduler).__name__
+    return Capabilities(
+        model=checkpoint.model,
+        revision=checkpoint.revision,
+        pipeline=type(pipe).__name__,
+        scheduler=own,
+        schedulers=tuple(sorted({own, *(kind.__name__ for kind in pipe.scheduler.compatibles if _fits(kind, pipe))})),
+        width=side,
+        height=side,
+        size_multiple=_size_multiple(pipe),
+        max_pixels=max_pixels or PIXELS_OVER_NATIVE * side * side,
+        num_inference_steps=checkpoint.num_inference_steps,
+        guidance_scale=checkpoint.guidance_scale,
+        max_prompt_tokens=pipe.tokenizer.model_max_length,
+        version=version,
+    )
+
+
 def _load_pipeline(location: str, dtype: str, revision: str | None) -> DiffusionPipeline:
     options = {"dtype": getattr(torch, dtype), "revision": revision}
     try:
@@ -134,3 +160,26 @@ def _call_default(pipe: DiffusionPipeline, argument: str) -> float:
     """The default of an argument of the pipeline's `__call__`, which is what its authors recommend."""
     default: float = inspect.signature(type(pipe).__call__).parameters[argument].default
     return default
+
+
+def _fits(kind: type[SchedulerMixin], pipe: DiffusionPipeline) -> bool:
+    """Some are compatible by name only: they need a library that is not here, other settings, or more than a step or two."""
+    try:
+        scheduler = kind.from_config(pipe.scheduler.config)
+        scheduler.set_timesteps(1, **{"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {})
+    except Exception:
+        return False
+    return True
+
+
+def _native_side(pipe: DiffusionPipeline) -> int:
+    """In pixels. Pipelines that do not tell it themselves take it from their denoiser."""
+    denoiser: Any = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    latents = getattr(pipe, "default_sample_size", None) or getattr(denoiser.config, "sample_size", None)
+    return int(latents * pipe.vae_scale_factor) if latents else USUAL_SIDE
+
+
+def _size_multiple(pipe: DiffusionPipeline) -> int:
+    """Transformers see the latents in patches of 2 x 2; UNets halve them less often than their sizes allow."""
+    patch = 2 if getattr(pipe, "transformer", None) is not None else 1
+    return max(8, patch * int(pipe.vae_scale_factor))

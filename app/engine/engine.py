@@ -4,10 +4,8 @@ import functools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,12 +14,13 @@ from torch import nn
 
 from app import png
 from app.editing import EditRequest
-from app.engine.batching import Batch, Denoiser, StopReason
-from app.engine.checkpoint import Checkpoint, image_to_image
-from app.engine.facts import call_parameters, capabilities_of
-from app.engine.policy import FairShare
+from app.engine.batching import Batcher
+from app.engine.checkpoint import Checkpoint, capabilities_of, image_to_image
+from app.engine.device import Batch
+from app.engine.facts import call_parameters
 from app.engine.preview import Preview
 from app.engine.run import ProgressCallback, Run
+from app.engine.task import StopReason
 from app.engine.threads import single_threaded
 from app.schemas import (
     MAX_STEPS,
@@ -31,22 +30,20 @@ from app.schemas import (
     GeneratedImage,
     GenerationCancelled,
     ImageRequest,
-    Progress,
     RefusedRequest,
 )
 
 logger = logging.getLogger(__name__)
 
 DENOISERS = ("unet", "transformer", "prior", "decoder", "unet_2", "transformer_2")  # a pipeline with two of them is run whole
-SECONDS_BETWEEN_LOOKS = 0.02  # at whether a request that waits for a place was cancelled
 
 
 class ImageEngine:
     """An `ImageSource` on a loaded checkpoint, safe to call from many threads.
 
     Up to `max_batch_size` requests run at once and share the denoiser's calls, whatever their prompts, seeds, steps, guidance, schedulers
-    and sizes; the others wait in the order they came. On a CPU steps are computed with `cpu_threads`, all if not given. `on_batch` is told
-    of every call of the denoiser.
+    and sizes; the others wait in the order they came. It computes with `cpu_threads`, all if not given. `on_batch` is told of every call
+    of the denoiser.
     """
 
     def __init__(
@@ -59,26 +56,19 @@ class ImageEngine:
         cpu_threads: int | None = None,
         on_batch: Callable[[Batch], None] = lambda batch: None,
     ) -> None:
+        pipe = checkpoint.pipe
         self._checkpoint = checkpoint
-        self._pipe = checkpoint.pipe
         self._editing = image_to_image(checkpoint)
         able = {"image_to_image": self._editing is not None}
         self.capabilities: Capabilities = capabilities_of(checkpoint, max_pixels, version).limited(MAX_STEPS).model_copy(update=able)
-        self._outside_loop = threading.Lock()
-        module = _denoiser_of(self._pipe)
-        shares = module is not None and "callback_on_step_end" in call_parameters(self._pipe)
+        self._preview = _preview_of(pipe)
+        shares = _denoiser_of(pipe) is not None and "callback_on_step_end" in call_parameters(pipe)
         if not shares:
-            logger.warning("%s does not tell its steps, so its requests run one at a time", type(self._pipe).__name__)
-        self._places = Places(max_batch_size if shares else 1)
-        self._denoiser = (
-            Denoiser(module, FairShare(max_batch_size), on_batch, cpu_threads or torch.get_num_threads()) if module is not None else None
-        )
-        _decode_in_tiles_if_out_of_memory(self._pipe)
+            logger.warning("%s does not tell its steps, so its requests run one at a time", type(pipe).__name__)
+        self._batcher = Batcher(max_batch_size if shares else 1, cpu_threads or torch.get_num_threads(), on_batch)
         self._undo = ExitStack()
-        if self._denoiser is not None:
-            self._undo.enter_context(_errands(self._pipe, self._denoiser))
+        self._undo.enter_context(_shared(pipe, self._batcher))
 
-    @single_threaded()
     def generate(
         self,
         request: ImageRequest,
@@ -90,11 +80,8 @@ class ImageEngine:
     ) -> GeneratedImage:
         """See `ImageSource.generate`. Raises `DeadlinePassed` after `timeout_s`, waiting included, and `EngineStopped` after `close`."""
         resolved = request.resolved(self.capabilities)
-        stopped = _stop_reason(cancel, timeout_s)
-        preview = self._preview if previews else None
-        run = Run(self._checkpoint_for(resolved), self._outside_loop, self._denoiser, on_progress or _ignore, stopped, preview)
-        with self._places.take(stopped):
-            image, facts = run.image(resolved, self.capabilities)
+        run = Run(self._checkpoint_for(resolved), resolved, self.capabilities, on_progress, self._preview if previews else None)
+        image, facts = self._batcher.run(run, _stop_reason(cancel, timeout_s))
         start = time.monotonic()
         data = png.encode(image, facts)
         return GeneratedImage(data, facts, run.timings | {"png": time.monotonic() - start})
@@ -113,54 +100,21 @@ class ImageEngine:
 
     def check_health(self) -> None:
         """Raises `EngineStopped` if no picture can be made any more."""
-        if self._denoiser is not None:
-            self._denoiser.check_health()
+        self._batcher.check_health()
 
     def close(self) -> None:
         """Requests that run or wait fail with `EngineStopped`, and no thread is left."""
+        self._batcher.close()
         self._undo.close()
-        if self._denoiser is not None:
-            self._denoiser.close()
-
-    @cached_property
-    def _preview(self) -> Preview | None:
-        with self._outside_loop:
-            try:
-                return Preview(self._pipe)
-            except (AttributeError, RuntimeError, ValueError) as error:
-                logger.warning("%s gets no previews: %s", type(self._pipe).__name__, error)
-                return None
 
 
-class Places:
-    """A number of places, taken in the order of asking."""
-
-    def __init__(self, number: int) -> None:
-        self._free = number
-        self._queue: deque[object] = deque()
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def take(self, stopped: StopReason) -> Iterator[None]:
-        """Raises the reason if the request is stopped while it waits."""
-        ticket = object()
-        with self._changed:
-            self._queue.append(ticket)
-            try:
-                while self._queue[0] is not ticket or not self._free:
-                    if reason := stopped():
-                        raise reason
-                    self._changed.wait(SECONDS_BETWEEN_LOOKS)
-                self._free -= 1
-            finally:
-                self._queue.remove(ticket)
-                self._changed.notify_all()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += 1
-                self._changed.notify_all()
+@single_threaded()
+def _preview_of(pipe: DiffusionPipeline) -> Preview | None:
+    try:
+        return Preview(pipe)
+    except (AttributeError, RuntimeError, ValueError) as error:
+        logger.warning("%s gets no previews: %s", type(pipe).__name__, error)
+        return None
 
 
 def _denoiser_of(pipe: DiffusionPipeline) -> nn.Module | None:
@@ -170,33 +124,44 @@ def _denoiser_of(pipe: DiffusionPipeline) -> nn.Module | None:
 
 
 @contextmanager
-def _errands(pipe: DiffusionPipeline, denoiser: Denoiser) -> Iterator[None]:
-    """Text encoders and the autoencoder are errands of the denoiser's thread, when it has nothing else to do."""
-    lent = [(part, "forward") for name, part in pipe.components.items() if name.startswith("text_encoder") and isinstance(part, nn.Module)]
-    lent += [(pipe.vae, name) for name in ("encode", "decode")] if isinstance(getattr(pipe, "vae", None), nn.Module) else []
-    before = [vars(owner).get(name) for owner, name in lent]
-    for owner, name in lent:
-        setattr(owner, name, functools.wraps(getattr(owner, name))(functools.partial(denoiser.errand, getattr(owner, name))))
+def _shared(pipe: DiffusionPipeline, batcher: Batcher) -> Iterator[None]:
+    """Calls of the denoiser, the text encoders and the autoencoder go through `batcher`."""
+    replaced: dict[tuple[nn.Module, str], Callable[..., Any]] = {}
+    if (denoiser := _denoiser_of(pipe)) is not None:
+        replaced[denoiser, "forward"] = batcher.share(denoiser, "forward", is_denoiser=True)
+    for name, part in pipe.components.items():
+        if name.startswith("text_encoder") and isinstance(part, nn.Module):
+            replaced[part, "forward"] = batcher.share(part, "forward")
+    vae: Any = getattr(pipe, "vae", None)
+    if isinstance(vae, nn.Module):
+        decode = _in_tiles_if_out_of_memory(vae)
+        replaced[vae, "decode"] = decode
+        # In half precision some pipelines change its type around a call, and nobody else's may come between.
+        if vae.dtype == torch.float32:
+            replaced[vae, "decode"] = batcher.share(vae, "decode", alone=decode)
+            replaced[vae, "encode"] = batcher.share(vae, "encode", joins=False)
+    before = {(module, name): vars(module).get(name) for module, name in replaced}
+    for (module, name), method in replaced.items():
+        setattr(module, name, method)
     try:
         yield
     finally:
-        for (owner, name), own in zip(lent, before, strict=True):
-            delattr(owner, name) if own is None else setattr(owner, name, own)
+        for (module, name), own in before.items():
+            delattr(module, name) if own is None else setattr(module, name, own)
 
 
-def _decode_in_tiles_if_out_of_memory(pipe: DiffusionPipeline) -> None:
-    """Decoding has the highest peak of memory; in tiles it needs less and shows faint seams."""
-    vae: Any = getattr(pipe, "vae", None)
-    if not hasattr(vae, "enable_tiling"):
-        return
-    decode = vae.decode
+def _in_tiles_if_out_of_memory(vae: Any) -> Callable[..., Any]:  # noqa: ANN401
+    """Its `decode`. That has the highest peak of memory; in tiles it needs less and shows faint seams."""
+    decode: Callable[..., Any] = vae.decode
 
     @functools.wraps(decode)
     def decode_or_tile(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         try:
             return decode(*args, **kwargs)
         except torch.OutOfMemoryError:
-            pass  # its traceback holds tensors: only once it is gone is there room
+            if not hasattr(vae, "enable_tiling"):
+                raise
+        # Outside of the except clause: its traceback holds tensors, and only once it is gone is there room.
         torch.cuda.empty_cache()
         vae.enable_tiling()
         try:
@@ -204,11 +169,7 @@ def _decode_in_tiles_if_out_of_memory(pipe: DiffusionPipeline) -> None:
         finally:
             vae.disable_tiling()
 
-    vae.decode = decode_or_tile
-
-
-def _ignore(progress: Progress) -> None:
-    pass
+    return decode_or_tile
 
 
 def _stop_reason(cancel: threading.Event | None, timeout_s: float | None) -> StopReason:

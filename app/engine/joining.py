@@ -1,4 +1,4 @@
-"""Several calls of one module become one call along the batch axis, and its output becomes theirs again. Tensors, no threads."""
+"""Several calls of one function become one call along the batch axis, and its output becomes theirs again. Tensors, no threads."""
 
 import hashlib
 import inspect
@@ -30,16 +30,16 @@ class Arguments:
 
 
 class Joiner:
-    """Describes, joins and splits the calls of `module`."""
+    """Describes the calls of the method `name` of `module`."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._parameters = inspect.signature(type(module).forward)
-        self.module = module
+    def __init__(self, module: nn.Module, name: str = "forward") -> None:
+        self._module = module
+        self._parameters = inspect.signature(getattr(type(module), name))
         self._fingerprints: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """The first argument is the sample (rows, ...). A timestep that is one number becomes one per row."""
-        named = dict(self._parameters.bind(self.module, *args, **kwargs).arguments)
+        named = dict(self._parameters.bind(self._module, *args, **kwargs).arguments)
         named.pop("self", None)
         named |= named.pop("kwargs", {})
         sample = next(iter(named.values()))
@@ -55,6 +55,8 @@ class Joiner:
 
     def _kind(self, leaf: object, batched: bool) -> Hashable:
         """What two calls must have in common at this leaf."""
+        if isinstance(leaf, torch.Generator):
+            return torch.Generator  # autoencoders take one and leave it alone; one that draws from it changes when it is joined
         if not isinstance(leaf, Tensor):
             return leaf if isinstance(leaf, Hashable) else id(leaf)
         if batched:
@@ -92,7 +94,7 @@ def run_joined(forward: Callable[..., Any], calls: Sequence[Arguments]) -> list[
 def same_output(one: object, other: object) -> bool:
     """Whether two outputs differ by no more than rounding."""
     pairs = zip(tree_flatten(one)[0], tree_flatten(other)[0], strict=True)
-    return all(not isinstance(b, Tensor) or (a.shape == b.shape and _close(a, b)) for a, b in pairs)
+    return all(a.shape == b.shape and _close(a, b) if isinstance(b, Tensor) else a == b for a, b in pairs)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-PICKS_BETWEEN_TRIALS = 32
+FEWEST_PICKS, MOST_PICKS = 32, 128  # from one trial to the next; twice as many after each that changed nothing
 SMOOTHING = 0.5  # how much of what is known of a batch size stays when it is measured again
 WORTH = 0.97  # of the highest throughput: a larger batch is taken if it reaches this, since it leaves fewer waiting
 
@@ -60,6 +60,7 @@ class BatchSize:
         self.limit = limit
         self._rates: dict[int, float] = {}  # calls in one -> calls a second
         self._picks = 0
+        self._pause, self._next_trial = FEWEST_PICKS, FEWEST_PICKS  # picks
         self._tried: dict[int, int] = {}  # calls in one -> the pick at which it was last on trial
 
     def next(self, waiting: int) -> int:
@@ -69,18 +70,23 @@ class BatchSize:
             return most
         self._picks += 1
         best = self._best(most)
-        return self._on_trial(best, most) if self._picks % PICKS_BETWEEN_TRIALS == 0 else best
+        return self._on_trial(best, most) if self._picks >= self._next_trial else best
 
     def took(self, calls: int, seconds: float) -> None:
         rate = calls / max(seconds, 1e-9)
+        before = self._best(self.limit)
         self._rates[calls] = SMOOTHING * self._rates.get(calls, rate) + (1 - SMOOTHING) * rate
+        if self._best(self.limit) != before:
+            self._pause, self._next_trial = FEWEST_PICKS, self._picks + FEWEST_PICKS
 
     def _best(self, most: int) -> int:
         known = {calls: rate for calls, rate in self._rates.items() if calls <= most}
-        return max(calls for calls, rate in known.items() if rate >= WORTH * max(known.values()))
+        return max((calls for calls, rate in known.items() if rate >= WORTH * max(known.values())), default=most)
 
     def _on_trial(self, best: int, most: int) -> int:
         near = {calls for calls in (best - 1, best + 1, best // 2, 2 * best) if 1 <= calls <= most} or {best}
         chosen = min(near, key=lambda calls: (self._tried.get(calls, -1), -calls))
         self._tried[chosen] = self._picks
+        self._next_trial = self._picks + self._pause
+        self._pause = min(2 * self._pause, MOST_PICKS)
         return chosen

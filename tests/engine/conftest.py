@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.engine.batching import Batch
 from app.engine.checkpoint import Checkpoint
+from app.engine.device import Batch
 from app.engine.engine import ImageEngine
 from tests.engine.families import small
 from tests.engine.together import Engines

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from app.engine import batching
-from app.engine.batching import Batch, EngineStopped
 from app.engine.checkpoint import Checkpoint
+from app.engine.device import Batch
+from app.engine.task import EngineStopped
 from app.schemas import DeadlinePassed, GeneratedImage, GenerationCancelled, Progress
 from tests.engine.together import (
     DEADLINE_S,
@@ -252,7 +253,7 @@ class TestFaults:
     def test_a_picture_that_is_decoded_does_not_hold_up_the_steps_of_others(
         self, loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        engine, stepped, decoding = start(loaded), threading.Event(), threading.Event()
+        stepped, decoding = threading.Event(), threading.Event()
         meet, decode = all_in_the_loop(2), loaded.pipe.vae.decode
 
         def slow_decode(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -268,6 +269,7 @@ class TestFaults:
                 stepped.set()
 
         monkeypatch.setattr(loaded.pipe.vae, "decode", slow_decode)
+        engine = start(loaded)
         with ThreadPoolExecutor(2) as threads:
             short = threads.submit(engine.generate, request(0, num_inference_steps=2), meet)
             long = threads.submit(engine.generate, request(1), step_while_the_other_is_decoded)

@@ -9,8 +9,8 @@ from PIL import Image
 
 from app import png
 from app.editing import EditRequest
-from app.engine.batching import Batch
 from app.engine.checkpoint import Checkpoint, image_to_image
+from app.engine.device import Batch
 from app.engine.engine import ImageEngine
 from app.schemas import Progress, RefusedRequest
 from tests.engine.families import small

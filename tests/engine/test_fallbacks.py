@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from app.engine.batching import Batch
 from app.engine.checkpoint import Checkpoint
+from app.engine.device import Batch
 from tests.engine.families import small
 from tests.engine.together import (
     DEADLINE_S,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from app.engine import checkpoint
-from app.engine.batching import Batch
 from app.engine.checkpoint import Checkpoint
+from app.engine.device import Batch
 from app.engine.engine import ImageEngine
 from app.schemas import ImageRequest, Progress
 from tests.engine.families import image_to_image, small

@@ -1,6 +1,7 @@
-"""Which thread computes what, and with how many CPU threads."""
+"""Which thread computes what, with how many CPU threads, and what is computed together beside the steps."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,20 +11,21 @@ import torch
 
 from app.engine.checkpoint import Checkpoint
 from app.engine.engine import ImageEngine
-from app.schemas import Progress
+from app.schemas import GeneratedImage, Progress
 from tests.engine.together import DEADLINE_S, Engines, assert_right, break_calls, request
 
-Computed = list[tuple[str, str]]
+Computed = list[tuple[str, str, int]]
 
 
 @pytest.fixture
 def seen(loaded: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Computed:
-    """What was computed outside of the loop, and the name of the thread that did it."""
+    """What was computed outside of the loop, the name of the thread that did it, and of how many rows."""
     computed: Computed = []
 
     def noting(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            computed.append((what, threading.current_thread().name))
+            rows = len(args[0] if args else next(iter(kwargs.values())))
+            computed.append((what, threading.current_thread().name, rows))
             return function(*args, **kwargs)
 
         return noted
@@ -33,28 +35,28 @@ def seen(loaded: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Computed:
     return computed
 
 
-def test_the_denoiser_computes_with_all_cpu_threads_and_requests_with_one(loaded: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads: dict[str, int] = {}
-    break_calls(monkeypatch, loaded, lambda sample: threads.update(denoiser=torch.get_num_threads()))
+def test_steps_are_computed_with_all_cpu_threads_and_the_caller_keeps_its_own(loaded: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    break_calls(monkeypatch, loaded, lambda sample: threads.append(torch.get_num_threads()))
     engine, before = ImageEngine(loaded, cpu_threads=3), torch.get_num_threads()
     try:
-        engine.generate(request(0), lambda progress: threads.update(request=torch.get_num_threads()))
+        engine.generate(request(0))
     finally:
         engine.close()
-    assert threads == {"denoiser": 3, "request": 1}
+    assert set(threads) == {3}
     assert torch.get_num_threads() == before
 
 
-def test_text_and_decoding_are_errands_of_the_denoisers_thread_while_no_loop_is_under_way(
+def test_text_and_decoding_are_computed_where_the_steps_are_while_no_loop_is_under_way(
     loaded: Checkpoint, seen: Computed, start: Engines
 ) -> None:
     made = start(loaded).generate(request(0))
-    assert [what for what, _ in seen] == ["text", "text", "decode"]
-    assert {thread for _, thread in seen} == {"denoiser"}
+    assert [what for what, _, _ in seen] == ["text", "text", "decode"]
+    assert {thread for _, thread, _ in seen} == {"batching"}
     assert_right(loaded, made)
 
 
-def test_beside_a_loop_under_way_a_request_computes_them_itself(loaded: Checkpoint, seen: Computed, start: Engines) -> None:
+def test_beside_a_loop_under_way_they_are_computed_in_a_thread_of_their_own(loaded: Checkpoint, seen: Computed, start: Engines) -> None:
     engine, inside, go_on = start(loaded), threading.Event(), threading.Event()
 
     def hold(progress: Progress) -> None:
@@ -66,6 +68,40 @@ def test_beside_a_loop_under_way_a_request_computes_them_itself(loaded: Checkpoi
         assert inside.wait(DEADLINE_S)
         seen.clear()
         assert_right(loaded, second.submit(engine.generate, request(1)).result(DEADLINE_S))
-        assert [thread for _, thread in seen[:3]] == ["second_0"] * 3
+        assert [thread for _, thread, _ in seen[:3]] == ["aside_0"] * 3
         go_on.set()
         assert_right(loaded, held.result(DEADLINE_S))
+
+
+def made_until(engine: ImageEngine, met: Callable[[], bool]) -> list[GeneratedImage]:
+    """Four requests at once, again and again until they `met`."""
+    deadline = time.monotonic() + DEADLINE_S
+    with ThreadPoolExecutor(4) as threads:
+        while True:
+            made = [future.result(DEADLINE_S) for future in [threads.submit(engine.generate, request(number)) for number in range(4)]]
+            if met():
+                return made
+            assert time.monotonic() < deadline, "they never met"
+
+
+def test_pictures_that_end_together_are_decoded_together(loaded: Checkpoint, seen: Computed, start: Engines) -> None:
+    for made in made_until(start(loaded), lambda: any(what == "decode" and rows > 1 for what, _, rows in seen)):
+        assert_right(loaded, made)
+
+
+def test_pictures_that_cannot_be_decoded_together_are_decoded_apart(
+    loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, rows = loaded.pipe.vae.decode, list[int]()
+
+    def one_at_a_time(z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        rows.append(len(z))
+        if len(z) > 1:
+            raise torch.OutOfMemoryError
+        return decode(z, *args, **kwargs)
+
+    monkeypatch.setattr(loaded.pipe.vae, "decode", one_at_a_time)
+    made = made_until(start(loaded), lambda: max(rows) > 1)
+    assert not loaded.pipe.vae.use_tiling
+    for one in made:
+        assert_right(loaded, one)

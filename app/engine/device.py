@@ -1,0 +1,130 @@
+"""Where calls are computed: several as one if that gives everybody what they would have had alone, and in halves if it does not fit."""
+
+import logging
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from app.engine.joining import Arguments, Joiner, run_joined, same_output
+from app.engine.policy import FairShare
+from app.engine.task import Task
+
+logger = logging.getLogger(__name__)
+
+ALONE = "alone"  # the kind of all calls that cannot be joined
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one call of the denoiser was: how many requests shared it, their rows together, and its time on the device's thread."""
+
+    requests: int
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A method that all requests call. `alone` computes a single call, `joiner` says which are computed by `together` as one."""
+
+    module: str
+    name: str
+    alone: Callable[..., Any]
+    together: Callable[..., Any]
+    joiner: Joiner
+    is_denoiser: bool
+    joins: bool
+
+
+@dataclass(eq=False)
+class Call:
+    task: Task
+    shared: Shared
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    arguments: Arguments
+    future: Future[Any] = field(default_factory=Future)
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def kind(self) -> Hashable:
+        """Calls of a kind can be joined, but for those that are alone."""
+        joins = self.shared.joins and self.arguments.signature is not None
+        return (self.shared.module, self.shared.name, self.arguments.signature) if joins else ALONE
+
+    def alone(self) -> Any:  # noqa: ANN401
+        return self.shared.alone(*self.args, **self.kwargs)
+
+
+class Device:
+    """Computes calls in the thread that asks. Tells `policy` how long they took, and `on_batch` of those of the denoiser."""
+
+    def __init__(self, policy: FairShare, on_batch: Callable[[Batch], None]) -> None:
+        policy.lower_limit(ALONE, 1)
+        self._policy = policy
+        self._on_batch = on_batch
+        self._checked: set[Hashable] = set()  # kinds whose joined output was compared
+
+    def compute(self, calls: list[Call]) -> None:
+        """Run the calls as one and give each its part. If that fails, try two halves: only a call that fails alone fails."""
+        start = time.monotonic()
+        failure: Exception | None = None
+        outputs: list[Any] = []
+        joined = len(calls) > 1 and calls[0].kind in self._checked
+        try:
+            outputs = self._joined(calls) if joined else self._apart(calls)
+        except Exception as error:
+            failure = error.with_traceback(None)  # its frames hold on to tensors that the halves need room for
+        seconds = time.monotonic() - start
+        self._policy.took(calls[0].kind, seconds, joined=len(calls) if failure is None and (joined or len(calls) == 1) else None)
+        if failure is None:
+            self._hand_out(calls, outputs, seconds, joined)
+        elif len(calls) == 1:
+            calls[0].future.set_exception(failure)
+        else:
+            half = len(calls) // 2
+            if isinstance(failure, torch.OutOfMemoryError):
+                self._policy.lower_limit(calls[0].kind, half)
+                torch.cuda.empty_cache()
+            self.compute(calls[:half])
+            self.compute(calls[half:])
+
+    def _hand_out(self, calls: list[Call], outputs: list[Any], seconds: float, joined: bool) -> None:
+        if calls[0].shared.is_denoiser:
+            for shared in [calls] if joined else [[call] for call in calls]:
+                self._on_batch(Batch(len(shared), sum(call.arguments.rows for call in shared), seconds * len(shared) / len(calls)))
+        for call, output in zip(calls, outputs, strict=True):
+            call.task.in_loop = call.task.in_loop or call.shared.is_denoiser
+            call.future.set_result(output)
+
+    def _joined(self, calls: list[Call]) -> list[Any]:
+        return run_joined(calls[0].shared.together, [call.arguments for call in calls])
+
+    def _apart(self, calls: list[Call]) -> list[Any]:
+        outputs = [call.alone() for call in calls]
+        if len(calls) > 1:
+            self._check(calls, outputs)
+        return outputs
+
+    def _check(self, calls: list[Call], apart: list[Any]) -> None:
+        """The first time calls of a kind meet they are run joined as well as apart. If that differs, this kind is never joined."""
+        kind = calls[0].kind
+        self._checked.add(kind)
+        try:
+            joined = self._joined(calls)
+            same = all(same_output(one, other) for one, other in zip(joined, apart, strict=True))
+        except torch.OutOfMemoryError:
+            self._checked.discard(kind)
+            self._policy.lower_limit(kind, len(calls) // 2)
+            return
+        except (RuntimeError, ValueError, TypeError) as error:
+            same = False
+            logger.info("joining failed: %s", error)
+        if not same:
+            level = logging.WARNING if calls[0].shared.is_denoiser else logging.INFO
+            logger.log(level, "calls of %s change when they are joined, so they run one at a time", calls[0].shared.module)
+            self._policy.lower_limit(kind, 1)

@@ -1,0 +1,104 @@
+"""One request in the batching thread: a greenlet, which stops where it has to wait for something and goes on when that is there."""
+
+import functools
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any
+
+from greenlet import greenlet
+
+from app.schemas import GenerationCancelled
+
+StopReason = Callable[[], GenerationCancelled | None]
+
+
+class EngineStopped(RuntimeError):
+    """The batching thread has ended; no further picture can be made by this engine."""
+
+
+class Task:
+    """Runs `function(task)` between two threads: what it computes belongs to the batching thread, what it tells to the caller's."""
+
+    def __init__(self, function: "Callable[[Task], Any]", stopped: StopReason) -> None:
+        self._function = function
+        self._stopped = stopped
+        self._to_tell: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._result: Future[Any] = Future()
+        self._result.add_done_callback(lambda _: self._to_tell.put(None))
+        self._waits_for: Future[Any] | None = None
+        self._greenlet: greenlet | None = None
+        self.loop_began: float | None = None  # when the denoiser was called first
+        self.in_loop = False  # between two steps
+        self.kind: Hashable | None = None  # of its steps, and none outside of the loop
+        self.expected = False  # whether others wait for its next call
+
+    def result(self, on_told: Callable[[], None]) -> Any:  # noqa: ANN401
+        """In the caller's thread: wait until the end. `on_told` is called after everything that was told here."""
+        try:
+            while tell := self._to_tell.get():
+                tell()
+                on_told()
+            return self._result.result()
+        finally:
+            self._stopped = lambda: GenerationCancelled("its caller has left")
+
+    def tell(self, function: Callable[[], None]) -> None:
+        """In the task: have the caller's thread call `function`, however long that takes. Raises what it raises."""
+        told: Future[None] = Future()
+        self._to_tell.put(functools.partial(_settle, told, function))
+        self.wait_for(told)
+        self.stop_if_asked()
+
+    def wait_for(self, future: Future[Any]) -> Any:  # noqa: ANN401
+        """In the task: others go on until `future` has its result."""
+        self._waits_for = future
+        self._greenlet.parent.switch()  # type: ignore[union-attr]  # it runs
+        return future.result()
+
+    def leave_loop(self) -> None:
+        """In the task: its last step is taken, and its decoding comes next."""
+        self.in_loop, self.kind, self.expected = False, None, True
+
+    def stop_if_asked(self) -> None:
+        if reason := self.stop_reason():
+            raise reason
+
+    def stop_reason(self) -> GenerationCancelled | None:
+        """Why nothing further should be computed for it, if so."""
+        return self._stopped()
+
+    @property
+    def can_go_on(self) -> bool:
+        return self._waits_for is None or self._waits_for.done()
+
+    @property
+    def ended(self) -> bool:
+        return self._result.done()
+
+    def go_on(self) -> None:
+        """In the batching thread: run until it waits again, or ends."""
+        self._greenlet = self._greenlet or greenlet(self._run)
+        self._greenlet.switch()
+
+    def end(self, error: BaseException) -> None:
+        """In the batching thread: it ends with `error`, wherever it is."""
+        if self._greenlet is not None:
+            self._greenlet.throw(error)
+        if not self.ended:
+            self._result.set_exception(error)
+
+    def is_current(self) -> bool:
+        return greenlet.getcurrent() is self._greenlet
+
+    def _run(self) -> None:
+        _settle(self._result, functools.partial(self._function, self))
+
+
+def _settle(future: Future[Any], function: Callable[[], Any]) -> None:
+    try:
+        result = function()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
