@@ -6,20 +6,18 @@ practical limit), and the engine with as many callers at once.
     python -m scripts.benchmark --requests 1 8 --rounds 3 --out results
     python -m scripts.benchmark --served                                    # over HTTP instead: see scripts/benchmark_serving.py
 
-The ways take turns, round by round, and medians are told: ratios hold on a machine whose speed drifts. Every way starts from a prompt and
-ends with PNG bytes. Writes benchmark.json and benchmark.png into --out.
+The ways take turns, round by round, and medians are told: ratios hold on a machine whose speed drifts. Writes benchmark.json and
+benchmark.png into --out.
 """
 
 import argparse
-import copy
 import json
 import os
 import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,20 +26,12 @@ import app.engine  # noqa: F401 (before torch)
 # isort: split
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from app import png
-from app.engine import checkpoint
-from app.engine.checkpoint import Checkpoint
-from app.engine.device import Batch
-from app.engine.engine import ImageEngine
-from app.engine.facts import facts_of
 from app.schemas import ImageRequest
-from scripts import random_sd2
+from scripts.ways import ENGINE, LOOP, WHOLE, Way
 
 PROMPTS = ("a red heart on a yellow background", "a small blue star", "a green tree under a white cloud", "a purple fish")
-LOOP, WHOLE, ENGINE = "loop", "whole batch", "engine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,45 +53,6 @@ class Result:
         return self.seconds[LOOP] / self.seconds[ENGINE]
 
 
-class Bench:
-    """One checkpoint, run in every way."""
-
-    def __init__(self, loaded: Checkpoint, largest: int) -> None:
-        self.batches: list[Batch] = []
-        self.pipe: DiffusionPipeline = copy.copy(loaded.pipe)  # the engine's hook lets calls from outside pass
-        self.engine = ImageEngine(loaded, max_batch_size=largest, on_batch=self.batches.append)
-        self._callers = ThreadPoolExecutor(largest)
-
-    def loop(self, asked: Sequence[ImageRequest]) -> None:
-        for one in asked:
-            self._plain([one])
-
-    def whole_batch(self, asked: Sequence[ImageRequest]) -> None:
-        self._plain(asked)
-
-    def at_once(self, asked: Sequence[ImageRequest]) -> None:
-        list(self._callers.map(self.engine.generate, asked))
-
-    def _plain(self, asked: Sequence[ImageRequest]) -> None:
-        first = asked[0]
-        with torch.inference_mode():
-            images = self.pipe(
-                [one.prompt for one in asked],
-                negative_prompt=[one.negative_prompt for one in asked],
-                width=first.width,
-                height=first.height,
-                num_inference_steps=first.num_inference_steps,
-                guidance_scale=first.guidance_scale,
-                generator=[torch.Generator().manual_seed(one.seed or 0) for one in asked],
-            ).images
-        for image, one in zip(images, asked, strict=True):
-            png.encode(image, facts_of(one, self.engine.capabilities, self.pipe))
-
-    def close(self) -> None:
-        self._callers.shutdown()
-        self.engine.close()
-
-
 def equal_load(count: int, size: int, steps: int) -> list[ImageRequest]:
     return [
         ImageRequest(
@@ -121,21 +72,20 @@ def mixed_load(count: int, size: int, steps: int) -> list[ImageRequest]:
     return [one.model_copy(update=shape) for one, shape in zip(equal_load(count, size, steps), shapes, strict=True)]
 
 
-def measure(bench: Bench, load: str, asked: Sequence[ImageRequest], rounds: int) -> Result:
-    ways: dict[str, Callable[[Sequence[ImageRequest]], None]] = {LOOP: bench.loop, ENGINE: bench.at_once}
-    if load == "equal":
-        ways[WHOLE] = bench.whole_batch  # one call of a pipeline has one size and one number of steps
-    for run in ways.values():
-        run([one.model_copy(update={"num_inference_steps": 2}) for one in asked])
-    bench.batches.clear()
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+def measure(ways: Mapping[str, Way], load: str, asked: Sequence[ImageRequest], rounds: int) -> Result:
+    if load != "equal":
+        ways = {name: way for name, way in ways.items() if name != WHOLE}  # one call of a pipeline has one size and one number of steps
+    for way in ways.values():
+        way.make([one.model_copy(update={"num_inference_steps": 2}) for one in asked])
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    most_shared = 0
     for number in range(rounds):
-        for way in list(ways)[:: 1 if number % 2 else -1]:
-            start = time.perf_counter()
-            ways[way](asked)
-            seconds[way].append(time.perf_counter() - start)
-    medians = {way: statistics.median(times) for way, times in seconds.items()}
-    return Result(load, len(asked), medians, max(batch.requests for batch in bench.batches))
+        for name in list(ways)[:: 1 if number % 2 else -1]:
+            taken = ways[name].make(asked)
+            seconds[name].append(taken.seconds)
+            if name == ENGINE:
+                most_shared = max(most_shared, taken.most_shared)
+    return Result(load, len(asked), {name: statistics.median(times) for name, times in seconds.items()}, most_shared)
 
 
 def table(results: Sequence[Result]) -> str:
@@ -181,15 +131,6 @@ def surroundings(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def load_checkpoint(model: str, device: str) -> Checkpoint:
-    if not model.startswith("sd2-random"):
-        return checkpoint.load(model, device=device)
-    widths = random_sd2.REDUCED if model == "sd2-random-reduced" else random_sd2.REAL
-    pipe = random_sd2.build(widths, dtype=torch.float16 if device == "cuda" else torch.float32, sample_size=64).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    return Checkpoint(pipe, model, "random", num_inference_steps=25, guidance_scale=7.5)
-
-
 def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     if "--served" in given:
@@ -208,17 +149,17 @@ def main(argv: list[str] | None = None) -> int:
 
     about = surroundings(args)
     print(json.dumps(about, indent=1))
-    bench = Bench(load_checkpoint(args.model, args.device), max(args.requests))
-    try:
-        cases = [
-            (load, make(count, args.size, args.steps))
-            for load, make in (("equal", equal_load), ("mixed", mixed_load))
-            for count in args.requests
-            if load == "equal" or count > 1
-        ]
-        results = [measure(bench, load, asked, args.rounds) for load, asked in tqdm(cases)]
-    finally:
-        bench.close()
+    cases = [
+        (load, make(count, args.size, args.steps))
+        for load, make in (("equal", equal_load), ("mixed", mixed_load))
+        for count in args.requests
+        if load == "equal" or count > 1
+    ]
+    with ExitStack() as stack:
+        ways = {
+            name: stack.enter_context(closing(Way(name, args.model, args.device, max(args.requests)))) for name in (LOOP, WHOLE, ENGINE)
+        }
+        results = [measure(ways, load, asked, args.rounds) for load, asked in tqdm(cases)]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "benchmark.json").write_text(json.dumps({**about, "results": [asdict(one) for one in results]}, indent=1))
     plot(results, args.out / "benchmark.png", f"{args.model}, {args.size} x {args.size}, {args.steps} steps, {about['device']}")
