@@ -10,7 +10,7 @@ from io import BytesIO
 from typing import Annotated, Any, Protocol, Self
 
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 MIN_SIDE, MAX_SIDE = 64, 1536  # pixels
 MAX_SEED, MAX_STEPS = 2**32 - 1, 150
@@ -18,17 +18,10 @@ STEPS_WORTH_OF_THE_REST = 2  # reading the text, decoding and encoding
 LONGEST_SHOWN = 80  # characters of a refused value
 
 
-def _not_a_bool(value: object) -> object:
-    if isinstance(value, bool):  # which Python, and so pydantic, counts as 0 and 1
-        raise ValueError("must be a number")
-    return value
-
-
-NotABool = BeforeValidator(_not_a_bool)  # last in a row of annotations, or pydantic does not document the bounds before it
-Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8), NotABool]
-Steps = Annotated[int, Field(ge=1, le=MAX_STEPS), NotABool]
-Guidance = Annotated[float, Field(ge=0, le=30, allow_inf_nan=False), NotABool]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED), NotABool]
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8)]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Guidance = Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Text = Annotated[str, Field(max_length=2000)]
 
 

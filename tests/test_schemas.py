@@ -76,9 +76,6 @@ def test_a_refusal_survives_the_way_between_processes() -> None:
         {"guidance_scale": float("inf")},
         {"seed": -1},
         {"seed": 2**32},
-        {"seed": False},
-        {"width": True},
-        {"guidance_scale": True},
         {"img_sise": 128},
     ],
 )

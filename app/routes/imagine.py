@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.routes import caching, rendering
 from app.routes.backend import Backend, Job, Made, make
@@ -59,6 +59,12 @@ class ImagineQuery(ImageRequest):
     def is_permalink(self, request: ImageRequest, capabilities: Capabilities) -> bool:
         """Whether every field was given."""
         return self.format is not None and caching.spelled_out(request, capabilities).keys() <= self.model_fields_set
+
+
+class ImagineBody(ImagineQuery):
+    """The same in JSON, where a number is no text and no truth value."""
+
+    model_config = ConfigDict(strict=True)
 
 
 class ImagineAnswer(BaseModel):
@@ -122,7 +128,7 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
         return await answer(raw, query, deadline)
 
     @routes.post("/imagine", **documented)
-    async def imagine_body(raw: Request, body: ImagineQuery, deadline: Annotated[float, deadline]) -> Response:
+    async def imagine_body(raw: Request, body: ImagineBody, deadline: Annotated[float, deadline]) -> Response:
         """The same with the fields in a JSON body, which no log of addresses keeps."""
         return await answer(raw, body, deadline)
 

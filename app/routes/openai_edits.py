@@ -45,7 +45,7 @@ def _a_file(value: object) -> object:
 
 class EditsBody(GenerationsBody):
     events: ClassVar[str] = "image_edit"
-    model_config = ConfigDict(json_schema_extra={})
+    model_config = ConfigDict(strict=False, json_schema_extra={})  # a form holds text
 
     image: Annotated[UploadFile, BeforeValidator(_a_file)]
     response_format: Literal["b64_json"] | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from app.routes.rendering import QUALITY
-from app.schemas import MAX_SEED, Capabilities, ErrorDetail, Guidance, ImageRequest, NotABool, RefusedRequest, Seed, Steps
+from app.schemas import MAX_SEED, Capabilities, ErrorDetail, Guidance, ImageRequest, RefusedRequest, Seed, Steps
 
 MOST_PICTURES, MOST_PARTIAL_IMAGES = 10, 3
 STEPS_OF_QUALITY = {"low": 0.5, "high": 2.0, "hd": 2.0}  # times the model's own
@@ -41,18 +41,20 @@ class GenerationsBody(BaseModel):
     """What both addresses take. `events` is what the names of a stream's events begin with."""
 
     events: ClassVar[str] = "image_generation"
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"example": {"prompt": "a red heart on a yellow background"}})
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, json_schema_extra={"example": {"prompt": "a red heart on a yellow background"}}
+    )
 
     prompt: Annotated[str, Field(min_length=1, max_length=2000)]
     model: Annotated[str | None, Field(max_length=200)] = None
-    n: Annotated[int, Field(ge=1, le=MOST_PICTURES), NotABool] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_PICTURES)] | None = None
     size: Annotated[str | None, Field(pattern=rf"^({SIZE.pattern})$")] = None
     quality: Quality | None = None
     response_format: Literal["url", "b64_json"] | None = None
     output_format: OutputFormat | None = None
-    output_compression: Annotated[int, Field(ge=0, le=100), NotABool] | None = None
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
     stream: bool | None = None
-    partial_images: Annotated[int, Field(ge=0, le=MOST_PARTIAL_IMAGES), NotABool] | None = None
+    partial_images: Annotated[int, Field(ge=0, le=MOST_PARTIAL_IMAGES)] | None = None
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto", "low"] | None = None
     user: Annotated[str | None, Field(max_length=1000)] = None

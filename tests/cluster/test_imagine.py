@@ -121,6 +121,17 @@ def test_a_bad_query_is_refused_naming_field_rule_and_value(client: ImagineClien
     assert detail.field in told.message
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("seed", "5"), ("seed", False), ("width", True), ("guidance_scale", "3"), ("num_inference_steps", 2.5)]
+)
+def test_text_and_truth_values_are_no_numbers_in_json(client: ImagineClient, field: str, value: object) -> None:
+    answer = requests.post(f"{client.base_url}/imagine", json={"prompt": "a star", field: value}, timeout=30)
+    assert answer.status_code == 422
+    (detail,) = ErrorAnswer.model_validate_json(answer.content).details
+    assert (detail.field, detail.value) == (field, str(value))
+    assert "valid" in detail.rule
+
+
 def test_several_bad_fields_are_told_at_once(client: ImagineClient) -> None:
     answer = requests.get(f"{client.base_url}/imagine?{urlencode({'seed': 'x', 'num_inference_steps': '0'})}", timeout=30)
     assert {detail["field"] for detail in answer.json()["details"]} == {"prompt", "seed", "num_inference_steps"}

@@ -112,6 +112,8 @@ BAD_BODIES = [
     ({"output_compression": 50}, "body", "jpeg or webp"),
     ({"response_format": "url", "stream": True}, "body", "b64_json"),
     ({"seed": -1}, "seed", "greater than or equal to 0"),
+    ({"seed": "5"}, "seed", "valid integer"),
+    ({"n": True}, "n", "valid integer"),
 ]
 
 
