@@ -20,7 +20,7 @@ from torch import nn
 from app.engine.device import ALONE, Batch, Call, Device, Shared
 from app.engine.joining import Joiner
 from app.engine.policy import FairShare
-from app.engine.task import EngineStopped, StopReason, Task
+from app.engine.task import EngineStopped, StopReason, Task, settle
 from app.engine.threads import compute_with
 
 logger = logging.getLogger(__name__)
@@ -193,12 +193,8 @@ class Batcher:
         return False
 
     def _compute_aside(self, call: Call) -> None:
-        try:
-            call.task.stop_if_asked()
-            with torch.inference_mode():
-                call.future.set_result(call.alone())
-        except Exception as error:
-            call.future.set_exception(error)
+        with torch.inference_mode():
+            settle(call.future, call.alone_if_wanted)
         self._look()
 
 

@@ -59,6 +59,11 @@ class Call:
     def alone(self) -> Any:  # noqa: ANN401
         return self.shared.alone(*self.args, **self.kwargs)
 
+    def alone_if_wanted(self) -> Any:  # noqa: ANN401
+        """Raises the reason if its request was stopped meanwhile."""
+        self.task.stop_if_asked()
+        return self.alone()
+
 
 class Device:
     """Computes calls in the thread that asks. Tells `policy` how long they took, and `on_batch` of those of the denoiser."""

@@ -46,7 +46,7 @@ class Task:
     def tell(self, function: Callable[[], None]) -> None:
         """In the task: have the caller's thread call `function`, however long that takes. Raises what it raises."""
         told: Future[None] = Future()
-        self._to_tell.put(functools.partial(_settle, told, function))
+        self._to_tell.put(functools.partial(settle, told, function))
         self.wait_for(told)
         self.stop_if_asked()
 
@@ -92,10 +92,11 @@ class Task:
         return greenlet.getcurrent() is self._greenlet
 
     def _run(self) -> None:
-        _settle(self._result, functools.partial(self._function, self))
+        settle(self._result, functools.partial(self._function, self))
 
 
-def _settle(future: Future[Any], function: Callable[[], Any]) -> None:
+def settle(future: Future[Any], function: Callable[[], Any]) -> None:
+    """Call `function`; `future` gets what it returns or raises."""
     try:
         result = function()
     except BaseException as error:

@@ -73,6 +73,33 @@ def test_beside_a_loop_under_way_they_are_computed_in_a_thread_of_their_own(load
         assert_right(loaded, held.result(DEADLINE_S))
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+def test_an_error_beside_a_loop_under_way_ends_that_request_alone(
+    loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    decode, inside, go_on = loaded.pipe.vae.decode, threading.Event(), threading.Event()
+
+    def broken_aside(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if threading.current_thread().name.startswith("aside"):
+            raise error
+        return decode(*args, **kwargs)
+
+    def hold(progress: Progress) -> None:
+        inside.set()
+        assert go_on.wait(DEADLINE_S)
+
+    monkeypatch.setattr(loaded.pipe.vae, "decode", broken_aside)
+    engine = start(loaded)
+    with ThreadPoolExecutor(2) as threads:
+        held = threads.submit(engine.generate, request(0), hold)
+        assert inside.wait(DEADLINE_S)
+        assert isinstance(threads.submit(engine.generate, request(1)).exception(DEADLINE_S), error)
+        go_on.set()
+        made = held.result(DEADLINE_S)
+    engine.check_health()
+    assert_right(loaded, made)
+
+
 def made_until(engine: ImageEngine, met: Callable[[], bool]) -> list[GeneratedImage]:
     """Four requests at once, again and again until they `met`."""
     deadline = time.monotonic() + DEADLINE_S
