@@ -1,11 +1,13 @@
 """`ImageEngine`: many requests at once on one stock diffusers pipeline, each with the picture it would have had alone."""
 
+import copy
 import functools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,9 +58,9 @@ class ImageEngine:
         cpu_threads: int | None = None,
         on_batch: Callable[[Batch], None] = lambda batch: None,
     ) -> None:
-        pipe = checkpoint.pipe
-        self._checkpoint = checkpoint
-        self._editing = image_to_image(checkpoint)
+        pipe, editing = checkpoint.pipe, image_to_image(checkpoint)
+        self._checkpoint = _settled(checkpoint)
+        self._editing = editing and _settled(editing)
         able = {"image_to_image": self._editing is not None}
         self.capabilities: Capabilities = capabilities_of(checkpoint, max_pixels, version).limited(MAX_STEPS).model_copy(update=able)
         self._preview = _preview_of(pipe)
@@ -106,6 +108,14 @@ class ImageEngine:
         """Requests that run or wait fail with `EngineStopped`, and no thread is left."""
         self._batcher.close()
         self._undo.close()
+
+
+def _settled(checkpoint: Checkpoint) -> Checkpoint:
+    """The same with a pipeline that knows its device, which it would look for in all of its modules for milliseconds each time."""
+    pipe = copy.copy(checkpoint.pipe)
+    kind = type(pipe)
+    pipe.__class__ = type(kind.__name__, (kind,), {"_execution_device": pipe._execution_device, "__module__": kind.__module__})
+    return replace(checkpoint, pipe=pipe)
 
 
 @single_threaded()
