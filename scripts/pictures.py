@@ -1,7 +1,8 @@
-"""Make the pictures of README.md anew, in .readme/: what the bundled model draws, the panel, the chart of clients at once.
+"""Make the pictures of README.md anew, in .readme/: what the bundled model draws, also beside what it learned from, the panel, the chart of
+clients at once.
 
     python -m scripts.pictures                # all of them
-    python -m scripts.pictures drawn panel    # some of: drawn, denoising, clients, panel
+    python -m scripts.pictures drawn panel    # some of: drawn, sheet, denoising, clients, panel
 
 The panel needs a Chromium; the chart should be made on a machine that is otherwise idle.
 """
@@ -22,6 +23,7 @@ from app.explorer.examples import TINY
 from app.schemas import ImageRequest, Progress
 from scripts.browser import REPOSITORY, headless, lab, run_all
 from scripts.readme import METADATA
+from scripts.tiny.samples import comparison
 
 FOLDER = REPOSITORY / ".readme"
 HEART = ImageRequest(prompt=TINY[0], seed=1)
@@ -38,6 +40,10 @@ explorer
 
 def drawn(engine: ImageEngine) -> Image.Image:
     return side_by_side([engine.generate(ImageRequest(prompt=prompt, seed=1)).image for prompt in TINY], height=160)
+
+
+def sheet(engine: ImageEngine) -> Image.Image:
+    return comparison(engine).reduce(2)
 
 
 def denoising(engine: ImageEngine) -> Image.Image:
@@ -70,7 +76,7 @@ def _with_pictures(page: Page) -> bytes:
     return page.locator(".imagine").screenshot()
 
 
-MAKERS: dict[str, Callable[[ImageEngine], Image.Image]] = {maker.__name__: maker for maker in (drawn, denoising, clients, panel)}
+MAKERS: dict[str, Callable[[ImageEngine], Image.Image]] = {maker.__name__: maker for maker in (drawn, sheet, denoising, clients, panel)}
 
 
 def main(argv: list[str] | None = None) -> int:

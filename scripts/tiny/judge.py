@@ -180,8 +180,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="prompts (default 200)")
     parser.add_argument("--free-form", action="store_true", help="the 50 prompts of free_form.py instead")
     parser.add_argument("--checkpoint", default="tiny", help="a folder (default: the bundled checkpoint)")
-    parser.add_argument("--steps", type=int, help="num_inference_steps (default: the checkpoint's)")
-    parser.add_argument("--guidance", type=float, help="guidance_scale (default: the checkpoint's)")
+    usual = checkpoint.SHORT_NAMES["tiny"]  # a folder alone would be asked with the defaults of its pipeline
+    parser.add_argument("--steps", type=int, default=usual.num_inference_steps, help="num_inference_steps (default %(default)s)")
+    parser.add_argument("--guidance", type=float, default=usual.guidance_scale, help="guidance_scale (default %(default)s)")
     parser.add_argument("--size", type=int, help="width and height in pixels (default: the checkpoint's)")
     parser.add_argument("--failures", type=Path, help="where to write a sheet of pictures that were wrong")
     args = parser.parse_args()

@@ -4,6 +4,7 @@ python -m scripts.tiny.samples --out sheet.png     # 64 held-out prompts: the ch
 """
 
 import argparse
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from app.engine.checkpoint import load
 from app.engine.engine import ImageEngine
 from app.schemas import ImageRequest
 from scripts.tiny.drawing import draw_scene
-from scripts.tiny.judge import held_out_prompts
+from scripts.tiny.judge import AT_ONCE, held_out_prompts
 from scripts.tiny.pictures import side_by_side
 
 PROMPTS = (
@@ -50,11 +51,12 @@ def sheet(pipe: StableDiffusionPipeline, *, seed: int = 0, steps: int = 20, guid
     return side_by_side(pictures, COLUMNS)
 
 
-def comparison(checkpoint: str) -> Image.Image:
+def comparison(engine: ImageEngine) -> Image.Image:
     """Pictures of held-out prompts, eight in a row, and right of them drawings of the same scenes."""
-    engine, random = ImageEngine(load(checkpoint)), np.random.default_rng(0)
-    asked = held_out_prompts(COMPARED)
-    made = [engine.generate(ImageRequest(prompt=one.caption, seed=seed)).image for seed, one in enumerate(tqdm(asked))]
+    asked, random = held_out_prompts(COMPARED), np.random.default_rng(0)
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        requests = [ImageRequest(prompt=one.caption, seed=seed) for seed, one in enumerate(asked)]
+        made = [one.image for one in tqdm(threads.map(engine.generate, requests), total=COMPARED)]
     drawn = [draw_scene(one.scene, made[0].width, random) for one in asked]
     left, right = side_by_side(made, 8), side_by_side(drawn, 8)
     whole = Image.new("RGB", (left.width + GAP + right.width, left.height), "white")
@@ -69,7 +71,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(".tiny/sheet.png"), help="default .tiny/sheet.png")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    comparison(args.checkpoint).save(args.out)
+    engine = ImageEngine(load(args.checkpoint))
+    comparison(engine).save(args.out)
+    engine.close()
 
 
 if __name__ == "__main__":

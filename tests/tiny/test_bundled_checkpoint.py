@@ -22,12 +22,11 @@ def verdicts(engine: ImageEngine) -> list[Verdict]:
         return [judge(generated.image, one) for generated, one in zip(made, asked, strict=True)]
 
 
-def test_the_background_has_the_colour_asked_for(verdicts: list[Verdict]) -> None:
-    assert sum(verdict.background is True for verdict in verdicts) >= 46
-
-
-def test_things_have_the_colours_asked_for(verdicts: list[Verdict]) -> None:
-    assert sum(verdict.colour is True for verdict in verdicts) >= 41
+@pytest.mark.parametrize(("asked", "share"), [("background", 0.97), ("colour", 0.95), ("thing", 0.9), ("place", 0.9), ("relation", 0.8)])
+def test_the_picture_shows_what_was_asked_for(verdicts: list[Verdict], asked: str, share: float) -> None:
+    right = [getattr(verdict, asked) for verdict in verdicts if getattr(verdict, asked) is not None]
+    assert len(right) >= 10
+    assert sum(right) / len(right) >= share
 
 
 def test_seeds_give_different_pictures_of_the_same_prompt(engine: ImageEngine) -> None:
