@@ -57,8 +57,9 @@ BAD_BODIES = [
     (b'{"prompt": "' + b"a" * 10 * A_MEGABYTE + b'"}', "application/json", 413, "body", "at most 1000000 bytes"),
     (b'{"prompt": "\\ud800"}', "application/json", 422, "prompt", "unicode"),
     (b'{"prompt": "a", "\\udfff": 1}', "application/json", 422, "body", "must"),
-    (b'{"prompt": "a", "seed": 1e400}', "application/json", 422, "seed", "finite"),
-    (b'{"prompt": "a", "seed": NaN}', "application/json", 422, "seed", "finite"),
+    (b'{"prompt": "a", "seed": 1e400}', "application/json", 422, "seed", "valid integer"),
+    (b'{"prompt": "a", "guidance_scale": 1e400}', "application/json", 422, "guidance_scale", "finite"),
+    (b'{"prompt": "a", "seed": NaN}', "application/json", 422, "seed", "valid integer"),
     (b'{"prompt": "a", "seed": 1' + b"0" * 5000 + b"}", "application/json", 422, "body", "must be JSON"),
 ]
 
