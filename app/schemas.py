@@ -17,7 +17,6 @@ MAX_SEED, MAX_STEPS = 2**32 - 1, 150
 STEPS_WORTH_OF_THE_REST = 2  # reading the text, decoding and encoding
 LONGEST_SHOWN = 80  # characters of a refused value
 
-
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Guidance = Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)]

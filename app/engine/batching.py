@@ -1,8 +1,9 @@
 """Step-level continuous batching: the pipelines of all requests take turns in one thread, where their calls of a module meet.
 
 Each is the stock pipeline, untouched. It runs until it calls a module, and goes on when the answer is there; calls that fit are computed
-as one. So requests join and leave at any step, and nothing but the caller's own code runs beside anything else. Continuous batching is
-from Yu et al. 2022 (Orca); here a denoising step is the unit.
+as one. So requests join and leave at any step, and no two pipelines ever run at the same time; only what they tell their callers, and
+modules that would hold up the steps of others, run in other threads. Continuous batching is from Yu et al. 2022 (Orca); here a denoising
+step is the unit.
 """
 
 import functools
@@ -37,7 +38,7 @@ class Batcher:
         self._max_tasks = max_tasks
         self._policy = FairShare(max_tasks)
         self._device = Device(self._policy, on_batch)
-        self._said = False  # that calls cannot be joined
+        self._warned_of_lists = False
         self._changed = threading.Condition()
         self._queue: deque[Task] = deque()
         self._tasks: list[Task] = []
@@ -66,7 +67,7 @@ class Batcher:
                 raise EngineStopped("the engine has stopped") from self._end
             self._queue.append(task)
             self._changed.notify()
-        return task.result(on_told=self._look)
+        return task.result(on_told=self._wake)
 
     def share(
         self, module: nn.Module, name: str, *, alone: Callable[..., Any] | None = None, is_denoiser: bool = False, joins: bool = True
@@ -99,8 +100,8 @@ class Batcher:
         if call.shared.is_denoiser:
             task.loop_began = task.loop_began or time.monotonic()
             task.kind, task.expected = call.kind, call.kind != ALONE
-            if call.arguments.signature is None and not self._said:
-                self._said = True
+            if call.arguments.signature is None and not self._warned_of_lists:
+                self._warned_of_lists = True
                 logger.warning("%s takes lists of samples, so its calls run one at a time", call.shared.module)
         self._calls.append(call)
         return task.wait_for(call.future)
@@ -155,7 +156,7 @@ class Batcher:
     def _has_room(self) -> bool:
         return bool(self._queue) and len(self._tasks) < self._max_tasks
 
-    def _look(self) -> None:
+    def _wake(self) -> None:
         with self._changed:
             self._changed.notify()
 
@@ -195,7 +196,7 @@ class Batcher:
     def _compute_aside(self, call: Call) -> None:
         with torch.inference_mode():
             settle(call.future, call.alone_if_wanted)
-        self._look()
+        self._wake()
 
 
 def _by_kind(calls: Iterable[Call]) -> dict[Hashable, list[Call]]:

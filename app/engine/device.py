@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class Call:
     future: Future[Any] = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
 
-    @property
+    @cached_property
     def kind(self) -> Hashable:
         """Calls of a kind can be joined, but for those that are alone."""
         joins = self.shared.joins and self.arguments.signature is not None

@@ -114,7 +114,7 @@ def _settled(checkpoint: Checkpoint) -> Checkpoint:
     """The same with a pipeline that knows its device, which it would look for in all of its modules for milliseconds each time."""
     pipe = copy.copy(checkpoint.pipe)
     kind = type(pipe)
-    pipe.__class__ = type(kind.__name__, (kind,), {"_execution_device": pipe._execution_device, "__module__": kind.__module__})
+    pipe.__class__ = type(kind.__name__, (kind,), {"_execution_device": pipe._execution_device})
     return replace(checkpoint, pipe=pipe)
 
 

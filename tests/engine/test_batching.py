@@ -22,6 +22,7 @@ from tests.engine.together import (
     assert_right,
     break_calls,
     most_shared,
+    one_held_in_the_loop,
     pixels,
     request,
 )
@@ -62,20 +63,12 @@ class TestCancelling:
         assert batches == []
 
     def test_while_it_waits_for_a_place(self, loaded: Checkpoint, start: Engines, batches: list[Batch]) -> None:
-        engine, cancel, inside, go_on = start(loaded, max_batch_size=1), threading.Event(), threading.Event(), threading.Event()
-
-        def hold(progress: Progress) -> None:
-            inside.set()
-            assert go_on.wait(DEADLINE_S)
-
-        with ThreadPoolExecutor(2) as threads:
-            first = threads.submit(engine.generate, request(0), hold)
-            assert inside.wait(DEADLINE_S)
-            second = threads.submit(engine.generate, request(1), cancel=cancel)
+        engine, cancel = start(loaded, max_batch_size=1), threading.Event()
+        with one_held_in_the_loop(engine) as first, ThreadPoolExecutor(1) as thread:
+            second = thread.submit(engine.generate, request(1), cancel=cancel)
             cancel.set()
             assert isinstance(second.exception(DEADLINE_S), GenerationCancelled)
-            go_on.set()
-            assert_right(loaded, first.result(DEADLINE_S))
+        assert_right(loaded, first.result(DEADLINE_S))
         assert sum(batch.rows for batch in batches) == 5 * 2
 
     def test_while_its_text_is_encoded(

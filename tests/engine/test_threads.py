@@ -11,8 +11,8 @@ import torch
 
 from app.engine.checkpoint import Checkpoint
 from app.engine.engine import ImageEngine
-from app.schemas import GeneratedImage, Progress
-from tests.engine.together import DEADLINE_S, Engines, assert_right, break_calls, request
+from app.schemas import GeneratedImage
+from tests.engine.together import DEADLINE_S, Engines, assert_right, break_calls, one_held_in_the_loop, request
 
 Computed = list[tuple[str, str, int]]
 
@@ -57,47 +57,31 @@ def test_text_and_decoding_are_computed_where_the_steps_are_while_no_loop_is_und
 
 
 def test_beside_a_loop_under_way_they_are_computed_in_a_thread_of_their_own(loaded: Checkpoint, seen: Computed, start: Engines) -> None:
-    engine, inside, go_on = start(loaded), threading.Event(), threading.Event()
-
-    def hold(progress: Progress) -> None:
-        inside.set()
-        assert go_on.wait(DEADLINE_S)
-
-    with ThreadPoolExecutor(1, thread_name_prefix="first") as first, ThreadPoolExecutor(1, thread_name_prefix="second") as second:
-        held = first.submit(engine.generate, request(0), hold)
-        assert inside.wait(DEADLINE_S)
+    engine = start(loaded)
+    with one_held_in_the_loop(engine) as held, ThreadPoolExecutor(1) as thread:
         seen.clear()
-        assert_right(loaded, second.submit(engine.generate, request(1)).result(DEADLINE_S))
+        assert_right(loaded, thread.submit(engine.generate, request(1)).result(DEADLINE_S))
         assert [thread for _, thread, _ in seen[:3]] == ["aside_0"] * 3
-        go_on.set()
-        assert_right(loaded, held.result(DEADLINE_S))
+    assert_right(loaded, held.result(DEADLINE_S))
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
 def test_an_error_beside_a_loop_under_way_ends_that_request_alone(
     loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    decode, inside, go_on = loaded.pipe.vae.decode, threading.Event(), threading.Event()
+    decode = loaded.pipe.vae.decode
 
     def broken_aside(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         if threading.current_thread().name.startswith("aside"):
             raise error
         return decode(*args, **kwargs)
 
-    def hold(progress: Progress) -> None:
-        inside.set()
-        assert go_on.wait(DEADLINE_S)
-
     monkeypatch.setattr(loaded.pipe.vae, "decode", broken_aside)
     engine = start(loaded)
-    with ThreadPoolExecutor(2) as threads:
-        held = threads.submit(engine.generate, request(0), hold)
-        assert inside.wait(DEADLINE_S)
-        assert isinstance(threads.submit(engine.generate, request(1)).exception(DEADLINE_S), error)
-        go_on.set()
-        made = held.result(DEADLINE_S)
+    with one_held_in_the_loop(engine) as held, ThreadPoolExecutor(1) as thread:
+        assert isinstance(thread.submit(engine.generate, request(1)).exception(DEADLINE_S), error)
     engine.check_health()
-    assert_right(loaded, made)
+    assert_right(loaded, held.result(DEADLINE_S))
 
 
 def made_until(engine: ImageEngine, met: Callable[[], bool]) -> list[GeneratedImage]:

@@ -2,8 +2,9 @@
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -60,6 +61,24 @@ def together(engine: ImageEngine, asked: Sequence[ImageRequest]) -> list[Generat
     with ThreadPoolExecutor(len(asked)) as threads:
         futures = [threads.submit(engine.generate, one, meet) for one in asked]
         return [future.result(DEADLINE_S) for future in futures]
+
+
+@contextmanager
+def one_held_in_the_loop(engine: ImageEngine) -> Iterator[Future[GeneratedImage]]:
+    """The first request is held between two steps until the end of the context, and given as what it will become."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold(progress: Progress) -> None:
+        inside.set()
+        assert go_on.wait(DEADLINE_S)
+
+    with ThreadPoolExecutor(1) as thread:
+        held = thread.submit(engine.generate, request(0), hold)
+        try:
+            assert inside.wait(DEADLINE_S)
+            yield held
+        finally:
+            go_on.set()
 
 
 def most_shared(batches: Sequence[Batch]) -> int:
