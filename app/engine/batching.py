@@ -74,7 +74,7 @@ class Batcher:
     ) -> Callable[..., Any]:
         """What to call instead of the method `name` of `module`, so that calls by tasks meet; all others go straight to it."""
         method = getattr(module, name)
-        shared = Shared(type(module).__name__, name, alone or method, method, Joiner(module, name), is_denoiser, joins)
+        shared = Shared(type(module).__name__, alone or method, method, Joiner(module, name), is_denoiser, joins)
 
         @functools.wraps(method)
         def meet(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401

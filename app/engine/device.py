@@ -28,12 +28,11 @@ class Batch:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Shared:
     """A method that all requests call. `alone` computes a single call, `joiner` says which are computed by `together` as one."""
 
-    module: str
-    name: str
+    module: str  # its class, for people to read
     alone: Callable[..., Any]
     together: Callable[..., Any]
     joiner: Joiner
@@ -55,7 +54,7 @@ class Call:
     def kind(self) -> Hashable:
         """Calls of a kind can be joined, but for those that are alone."""
         joins = self.shared.joins and self.arguments.signature is not None
-        return (self.shared.module, self.shared.name, self.arguments.signature) if joins else ALONE
+        return (self.shared, self.arguments.signature) if joins else ALONE
 
     def alone(self) -> Any:  # noqa: ANN401
         return self.shared.alone(*self.args, **self.kwargs)
