@@ -2,12 +2,13 @@
 
 Each is the stock pipeline, untouched. It runs until it calls a module, and goes on when the answer is there; calls that fit are computed
 as one. So requests join and leave at any step, and no two pipelines ever run at the same time; only what they tell their callers, and
-modules that would hold up the steps of others, run in other threads. Continuous batching is from Yu et al. 2022 (Orca); here a denoising
-step is the unit.
+modules that would hold up the steps of others for long, run in other threads. Continuous batching is from Yu et al. 2022 (Orca); here a
+denoising step is the unit.
 """
 
 import functools
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from app.engine.threads import compute_with
 
 logger = logging.getLogger(__name__)
 
+SHORT = 0.25  # of a step: so much may be computed between two of them, because beside them it would take more away from them
 PATIENCE_S = 0.2  # after which the others go on without a request whose caller takes long over what it is told
 SECONDS_BETWEEN_LOOKS = 0.02  # at whether a request that waits was cancelled
 STUCK_AFTER_S = 300.0
@@ -43,12 +45,14 @@ class Batcher:
         self._queue: deque[Task] = deque()
         self._tasks: list[Task] = []
         self._calls: list[Call] = []  # that wait
+        self._cpu_threads = cpu_threads
+        self._room = 0.0  # seconds until the next step that are left for what is none
         self._aside = ThreadPoolExecutor(1, "aside", compute_with, (1,))
         self._last_aside: Future[None] | None = None
         self._free_since = 0.0  # when the last batch was answered
         self._busy_since: float | None = None
         self._end: BaseException | None = None
-        self._thread = threading.Thread(target=self._serve, args=(cpu_threads,), name="batching", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="batching", daemon=True)
         self._thread.start()
 
     def check_health(self) -> None:
@@ -106,8 +110,8 @@ class Batcher:
         self._calls.append(call)
         return task.wait_for(call.future)
 
-    def _serve(self, cpu_threads: int) -> None:
-        compute_with(cpu_threads)
+    def _serve(self) -> None:
+        compute_with(self._cpu_threads)
         try:
             with torch.inference_mode():
                 while self._end is None:
@@ -168,15 +172,29 @@ class Batcher:
             )
 
     def _next_calls(self) -> list[Call]:
-        """Those that the policy picks, if any is due. What is no step goes first, but aside while anybody is between two steps."""
+        """Those that the policy picks, if any is due. What is no step goes first."""
         others = [call for call in self._calls if not call.shared.is_denoiser]
         if others and not any(task.in_loop for task in self._tasks) and (self._last_aside is None or self._last_aside.done()):
             return [] if self._expects(None) else self._pick(_by_kind(others))
-        for call in others:
-            self._calls.remove(call)
-            self._last_aside = self._aside.submit(self._compute_aside, call)
-        steps = _by_kind(self._calls)
+        if short := self._pick(self._fit_before_the_next_step(others)):
+            self._room -= sum(self._device.seconds_each[call.kind] for call in short)
+            return short
+        self._room = SHORT * self._device.step_seconds
+        steps = _by_kind(call for call in self._calls if call.shared.is_denoiser)
         return self._pick({kind: calls for kind, calls in steps.items() if not self._expects(kind)})
+
+    def _fit_before_the_next_step(self, others: Iterable[Call]) -> dict[Hashable, list[Call]]:
+        """As many of each kind as there is room for, the rest before a later one. What never finds room, or may not, goes aside."""
+        seconds, largest_room = self._device.seconds_each, SHORT * self._device.step_seconds
+        kinds: dict[Hashable, list[Call]] = {}
+        for kind, calls in _by_kind(others).items():
+            if kind != ALONE and seconds.get(kind, math.inf) <= largest_room:
+                kinds[kind] = calls[: int(self._room / seconds[kind])]
+                continue
+            for call in calls:
+                self._calls.remove(call)
+                self._last_aside = self._aside.submit(self._compute_aside, call)
+        return {kind: calls for kind, calls in kinds.items() if calls}
 
     def _pick(self, ready: dict[Hashable, list[Call]]) -> list[Call]:
         picked = self._policy.pick(ready) if ready else []
@@ -194,8 +212,10 @@ class Batcher:
         return False
 
     def _compute_aside(self, call: Call) -> None:
+        start = time.monotonic()
         with torch.inference_mode():
             settle(call.future, call.alone_if_wanted)
+        self._device.seconds_each[call.kind] = (time.monotonic() - start) / self._cpu_threads  # or a little longer, between two steps
         self._wake()
 
 

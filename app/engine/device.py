@@ -73,6 +73,8 @@ class Device:
         self._policy = policy
         self._on_batch = on_batch
         self._checked: set[Hashable] = set()  # kinds whose joined output was compared
+        self.seconds_each: dict[Hashable, float] = {}  # by kind: of a call, when some were last computed
+        self.step_seconds = 0.0  # of the last step
 
     def compute(self, calls: list[Call]) -> None:
         """Run the calls as one and give each its part. If that fails, try two halves: only a call that fails alone fails."""
@@ -99,7 +101,9 @@ class Device:
             self.compute(calls[half:])
 
     def _hand_out(self, calls: list[Call], outputs: list[Any], seconds: float, joined: bool) -> None:
+        self.seconds_each[calls[0].kind] = seconds / len(calls)
         if calls[0].shared.is_denoiser:
+            self.step_seconds = seconds
             for shared in [calls] if joined else [[call] for call in calls]:
                 self._on_batch(Batch(len(shared), sum(call.arguments.rows for call in shared), seconds * len(shared) / len(calls)))
         for call, output in zip(calls, outputs, strict=True):

@@ -4,14 +4,16 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 import torch
 
+from app.engine import batching
 from app.engine.checkpoint import Checkpoint
 from app.engine.engine import ImageEngine
-from app.schemas import GeneratedImage
+from app.schemas import GeneratedImage, GenerationCancelled, Progress
 from tests.engine.together import DEADLINE_S, Engines, assert_right, break_calls, one_held_in_the_loop, request
 
 Computed = list[tuple[str, str, int]]
@@ -56,13 +58,40 @@ def test_text_and_decoding_are_computed_where_the_steps_are_while_no_loop_is_und
     assert_right(loaded, made)
 
 
-def test_beside_a_loop_under_way_they_are_computed_in_a_thread_of_their_own(loaded: Checkpoint, seen: Computed, start: Engines) -> None:
+@pytest.mark.parametrize(("share_of_a_step", "where"), [(0.0, "aside_0"), (1e6, "batching")])
+def test_beside_a_loop_under_way_only_what_is_known_to_be_short_is_computed_between_steps(
+    loaded: Checkpoint, seen: Computed, start: Engines, monkeypatch: pytest.MonkeyPatch, share_of_a_step: float, where: str
+) -> None:
+    monkeypatch.setattr(batching, "SHORT", share_of_a_step)
     engine = start(loaded)
+    engine.generate(request(0))  # after which it is known how long each takes
     with one_held_in_the_loop(engine) as held, ThreadPoolExecutor(1) as thread:
         seen.clear()
         assert_right(loaded, thread.submit(engine.generate, request(1)).result(DEADLINE_S))
-        assert [thread for _, thread, _ in seen[:3]] == ["aside_0"] * 3
+        assert [(what, thread) for what, thread, _ in seen[:3]] == [("text", where), ("text", where), ("decode", where)]
     assert_right(loaded, held.result(DEADLINE_S))
+
+
+def test_the_steps_of_others_go_on_while_a_long_decoding_is_computed(
+    loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, steps = loaded.pipe.vae.decode, SimpleQueue[Progress]()
+
+    def long_decode(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        now = steps.get(timeout=DEADLINE_S).step + steps.qsize()
+        while steps.get(timeout=DEADLINE_S).step < now + 3:
+            pass
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(loaded.pipe.vae, "decode", long_decode)
+    engine, cancel = start(loaded), threading.Event()
+    with ThreadPoolExecutor(2) as threads:
+        other = threads.submit(engine.generate, request(0, num_inference_steps=150), steps.put, cancel)
+        steps.put(steps.get(timeout=DEADLINE_S))  # it has begun
+        for number in (1, 2):  # before it is known how long a decoding takes, and after
+            assert threads.submit(engine.generate, request(number, num_inference_steps=2)).result(DEADLINE_S)
+        cancel.set()
+        assert isinstance(other.exception(DEADLINE_S), GenerationCancelled)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
