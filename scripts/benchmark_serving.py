@@ -220,6 +220,16 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def summary(results: Sequence[Result]) -> str:
+    """A row for each load, a column for each way: pictures a second, and the 95th percentile of seconds."""
+    ways = list(dict.fromkeys(one.way for one in results))
+    lines = ["| pictures/s (p95 in s) | " + " | ".join(ways) + " |", "|---|" + "---:|" * len(ways)]
+    for load in dict.fromkeys(one.load for one in results):
+        by_way = {one.way: f"{one.per_second:.2f} ({one.p95:.1f})" for one in results if one.load == load}
+        lines.append(f"| {load} | " + " | ".join(by_way.get(way, "–") for way in ways) + " |")
+    return "\n".join(lines)
+
+
 def plot(results: Sequence[Result], path: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -271,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "serving.json").write_text(json.dumps({**told, "results": [asdict(one) for one in results]}, indent=1))
     plot(results, args.out / "serving.png")
-    print(table(results))
+    print(table(results), summary(results), sep="\n\n")
     return 0
 
 

@@ -30,7 +30,7 @@ logger = logging.getLogger("ray.serve")
 
 MAX_ONGOING_REQUESTS = 1000  # waiting is done here, where it can be counted and refused; Serve's default would hold requests at 5
 SECONDS_BETWEEN_TRIES = 1.0
-SECONDS_BETWEEN_COUNTS = 2.0  # of replicas
+SECONDS_BETWEEN_COUNTS = 5.0  # of replicas
 
 
 @serve.ingress()

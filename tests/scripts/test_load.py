@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from app.engine.engine import ImageEngine
-from scripts.benchmark_serving import Result, plot, summed_up, table
+from scripts.benchmark_serving import Result, plot, summary, summed_up, table
 from scripts.load import Answer, Way, arrivals, closed_loop, numbered, percentile
 from tests.test_client import EngineBackend, serving
 
@@ -43,6 +43,7 @@ def test_answers_are_summed_up_told_and_drawn(tmp_path: Path) -> None:
         "8 clients", "ours", 3, 0.5, 2.0, 3.0, 3.0, refused=1, errors=2, wasted_rows=20, refused_in=0.05, promise_off_by=2
     )
     assert "| 8 clients | ours | 0.50 | 2.00 |" in table([result])
+    assert "| 8 clients | 0.50 (3.0) |" in summary([result])
     plot([result], tmp_path / "serving.png")
     assert Image.open(tmp_path / "serving.png").size == (1320, 480)
 
