@@ -62,9 +62,9 @@ class TextToImage:
         self._rate = self._measured_rate()
         self._threads = ThreadPoolExecutor(settings.max_batch_size**2, thread_name_prefix="generate")  # a job may have as many pictures
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Serve replaces a replica for which this raises."""
-        self._engine.check_health()
+        await asyncio.to_thread(self._engine.check_health)
 
     async def introduction(self) -> tuple[Capabilities, float]:
         """What it can do, and the pixel-steps a second (as the ingress counts them) of a picture alone."""

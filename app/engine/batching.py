@@ -48,7 +48,7 @@ class Batcher:
         self._cpu_threads = cpu_threads
         self._room = 0.0  # seconds until the next step that are left for what is none
         self._aside = ThreadPoolExecutor(1, "aside", compute_with, (1,))
-        self._last_aside: Future[None] | None = None
+        self._calls_aside: dict[Call, Future[None]] = {}
         self._free_since = 0.0  # when the last batch was answered
         self._busy_since: float | None = None
         self._end: BaseException | None = None
@@ -78,7 +78,7 @@ class Batcher:
     ) -> Callable[..., Any]:
         """What to call instead of the method `name` of `module`, so that calls by tasks meet; all others go straight to it."""
         method = getattr(module, name)
-        shared = Shared(type(module).__name__, alone or method, method, Joiner(module, name), is_denoiser, joins)
+        shared = Shared(module, alone or method, method, Joiner(module, name), is_denoiser, joins)
 
         @functools.wraps(method)
         def meet(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -106,22 +106,23 @@ class Batcher:
             task.kind, task.expected = call.kind, call.kind != ALONE
             if call.arguments.signature is None and not self._warned_of_lists:
                 self._warned_of_lists = True
-                logger.warning("%s takes lists of samples, so its calls run one at a time", call.shared.module)
+                logger.warning("%s takes lists of samples, so its calls run one at a time", type(call.shared.module).__name__)
         self._calls.append(call)
         return task.wait_for(call.future)
 
     def _serve(self) -> None:
-        compute_with(self._cpu_threads)
         try:
+            compute_with(self._cpu_threads)
             with torch.inference_mode():
                 while self._end is None:
+                    self._busy_since = time.monotonic()
                     self._drop_stopped()
                     self._go_on()
                     if calls := self._next_calls():
-                        self._busy_since = time.monotonic()
                         self._device.compute(calls)
-                        self._busy_since, self._free_since = None, time.monotonic()
+                        self._free_since = time.monotonic()
                     else:
+                        self._busy_since = None
                         self._wait_for_news()
         except BaseException as error:
             logger.exception("the batching thread has died")
@@ -135,6 +136,10 @@ class Batcher:
         for call in list(self._calls):
             if reason := call.task.stop_reason():
                 self._calls.remove(call)
+                call.future.set_exception(reason)
+        self._calls_aside = {call: future for call, future in self._calls_aside.items() if not call.future.done()}
+        for call, future in self._calls_aside.items():
+            if (reason := call.task.stop_reason()) and future.cancel():
                 call.future.set_exception(reason)
         with self._changed:
             for task in list(self._queue):
@@ -174,7 +179,8 @@ class Batcher:
     def _next_calls(self) -> list[Call]:
         """Those that the policy picks, if any is due. What is no step goes first."""
         others = [call for call in self._calls if not call.shared.is_denoiser]
-        if others and not any(task.in_loop for task in self._tasks) and (self._last_aside is None or self._last_aside.done()):
+        in_loop = {task for task in self._tasks if task.in_loop} - {call.task for call in others}
+        if others and not in_loop and not self._calls_aside:
             return [] if self._expects(None) else self._pick(_by_kind(others))
         if short := self._pick(self._fit_before_the_next_step(others)):
             self._room -= sum(self._device.seconds_each[call.kind] for call in short)
@@ -193,8 +199,9 @@ class Batcher:
                 continue
             for call in calls:
                 self._calls.remove(call)
-                self._last_aside = self._aside.submit(self._compute_aside, call)
-        return {kind: calls for kind, calls in kinds.items() if calls}
+                self._calls_aside[call] = self._aside.submit(self._compute_aside, call)
+        at_work = {call.shared.module for call in self._calls_aside}
+        return {kind: calls for kind, calls in kinds.items() if calls and calls[0].shared.module not in at_work}
 
     def _pick(self, ready: dict[Hashable, list[Call]]) -> list[Call]:
         picked = self._policy.pick(ready) if ready else []

@@ -9,9 +9,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
 from app.engine.joining import Arguments, Joiner, run_joined, same_output
-from app.engine.policy import FairShare
+from app.engine.policy import MOST_KINDS, FairShare
 from app.engine.task import Task
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Batch:
 class Shared:
     """A method that all requests call. `alone` computes a single call, `joiner` says which are computed by `together` as one."""
 
-    module: str  # its class, for people to read
+    module: nn.Module
     alone: Callable[..., Any]
     together: Callable[..., Any]
     joiner: Joiner
@@ -122,6 +123,9 @@ class Device:
     def _check(self, calls: list[Call], apart: list[Any]) -> None:
         """The first time calls of a kind meet they are run joined as well as apart. If that differs, this kind is never joined."""
         kind = calls[0].kind
+        if len(self._checked) > MOST_KINDS:
+            self._checked.clear()
+            self.seconds_each.clear()
         self._checked.add(kind)
         try:
             joined = self._joined(calls)
@@ -130,10 +134,10 @@ class Device:
             self._checked.discard(kind)
             self._policy.lower_limit(kind, len(calls) // 2)
             return
-        except (RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:
             same = False
             logger.info("joining failed: %s", error)
         if not same:
             level = logging.WARNING if calls[0].shared.is_denoiser else logging.INFO
-            logger.log(level, "calls of %s change when they are joined, so they run one at a time", calls[0].shared.module)
+            logger.log(level, "calls of %s change when they are joined, so they run one at a time", type(calls[0].shared.module).__name__)
             self._policy.lower_limit(kind, 1)

@@ -68,6 +68,7 @@ class ImageEngine:
         if not shares:
             logger.warning("%s does not tell its steps, so its requests run one at a time", type(pipe).__name__)
         self._batcher = Batcher(max_batch_size if shares else 1, cpu_threads or torch.get_num_threads(), on_batch)
+        self._in_doubt = False  # since the last picture failed
         self._undo = ExitStack()
         self._undo.enter_context(_shared(pipe, self._batcher))
 
@@ -83,7 +84,14 @@ class ImageEngine:
         """See `ImageSource.generate`. Raises `DeadlinePassed` after `timeout_s`, waiting included, and `EngineStopped` after `close`."""
         resolved = request.resolved(self.capabilities)
         run = Run(self._checkpoint_for(resolved), resolved, self.capabilities, on_progress, self._preview if previews else None)
-        image, facts = self._batcher.run(run, _stop_reason(cancel, timeout_s))
+        try:
+            image, facts = self._batcher.run(run, _stop_reason(cancel, timeout_s))
+        except GenerationCancelled:
+            raise
+        except Exception:
+            self._in_doubt = True
+            raise
+        self._in_doubt = False
         start = time.monotonic()
         data = png.encode(image, facts)
         return GeneratedImage(data, facts, run.timings | {"png": time.monotonic() - start})
@@ -101,8 +109,10 @@ class ImageEngine:
         self.generate(ImageRequest(prompt="warm-up", num_inference_steps=2, seed=0), previews=True)
 
     def check_health(self) -> None:
-        """Raises `EngineStopped` if no picture can be made any more."""
+        """Raises if no picture can be made any more. If the last one failed, another is tried: some errors of a GPU stay for ever."""
         self._batcher.check_health()
+        if self._in_doubt:
+            self.warm_up()
 
     def close(self) -> None:
         """Requests that run or wait fail with `EngineStopped`, and no thread is left."""
@@ -163,6 +173,7 @@ def _shared(pipe: DiffusionPipeline, batcher: Batcher) -> Iterator[None]:
 def _in_tiles_if_out_of_memory(vae: Any) -> Callable[..., Any]:  # noqa: ANN401
     """Its `decode`. That has the highest peak of memory; in tiles it needs less and shows faint seams."""
     decode: Callable[..., Any] = vae.decode
+    dtype = vae.dtype
 
     @functools.wraps(decode)
     def decode_or_tile(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -176,6 +187,9 @@ def _in_tiles_if_out_of_memory(vae: Any) -> Callable[..., Any]:  # noqa: ANN401
         vae.enable_tiling()
         try:
             return decode(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            vae.to(dtype=dtype)  # some pipelines change it for the call, and back only if that succeeds
+            raise
         finally:
             vae.disable_tiling()
 

@@ -98,8 +98,8 @@ def same_output(one: object, other: object) -> bool:
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    largest = other.abs().max().clamp(min=1e-6)
-    return bool((one - other).abs().max() <= TOLERANCE.get(other.dtype, HALF_TOLERANCE) * largest)
+    largest = other.nan_to_num().abs().max().clamp(min=1e-6).item()
+    return torch.allclose(one, other, rtol=0, atol=TOLERANCE.get(other.dtype, HALF_TOLERANCE) * largest, equal_nan=True)
 
 
 def _per_row(timestep: object, rows: int, device: torch.device) -> object:

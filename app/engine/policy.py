@@ -5,6 +5,7 @@ from typing import Protocol, TypeVar
 
 FEWEST_PICKS, MOST_PICKS = 32, 128  # from one trial to the next; twice as many after each that changed nothing
 SMOOTHING = 0.5  # how much of what is known of a batch size stays when it is measured again
+MOST_KINDS = 1000
 WORTH = 0.97  # of the highest throughput: a larger batch is taken if it reaches this, since it leaves fewer waiting
 
 
@@ -21,26 +22,27 @@ Call = TypeVar("Call", bound=Waiting)
 class FairShare:
     """Every kind of call gets the same share of seconds; within a kind the oldest go first, as many as throughput still gains from.
 
-    A fair share is counted in seconds of the device, as in deficit round robin (Shreedhar and Varghese 1995).
+    Shares are counted in seconds of the device from a common start, as in start-time fair queueing (Goyal, Vin and Cheng 1996): whoever was
+    away has saved nothing up.
     """
 
     def __init__(self, max_batch_size: int) -> None:
         self._max_batch_size = max_batch_size
         self._sizes: dict[Hashable, BatchSize] = {}
-        self._seconds: dict[Hashable, float] = {}
+        self._seconds: dict[Hashable, float] = {}  # where each kind stands
+        self._now = 0.0  # where the kind stood that was picked last
 
     def pick(self, ready: Mapping[Hashable, Sequence[Call]]) -> list[Call]:
         """The calls that go next. `ready` holds those that wait, by signature, and is not empty."""
-        known = [self._seconds[kind] for kind in ready if kind in self._seconds]
-        for kind in ready:
-            # A newcomer starts where the least served one stands, or it would have the device to itself until it caught up.
-            self._seconds[kind] = max(self._seconds.get(kind, 0.0), min(known, default=0.0))
+        ahead = {kind: seconds for kind, seconds in self._seconds.items() if seconds > self._now}
+        self._seconds = dict.fromkeys(ready, self._now) | ahead
         kind = min(ready, key=lambda kind: (self._seconds[kind], min(call.since for call in ready[kind])))
+        self._now = self._seconds[kind]
         return sorted(ready[kind], key=lambda call: call.since)[: self._size(kind).next(len(ready[kind]))]
 
     def took(self, kind: Hashable, seconds: float, *, joined: int | None = None) -> None:
         """Calls of this kind were on the device for so long. With `joined`, that many as one: something to learn from."""
-        self._seconds[kind] = self._seconds.get(kind, 0.0) + seconds
+        self._seconds[kind] = self._seconds.get(kind, self._now) + seconds
         if joined is not None:
             self._size(kind).took(joined, seconds)
 
@@ -50,6 +52,9 @@ class FairShare:
         size.limit = max(1, min(calls, size.limit))
 
     def _size(self, kind: Hashable) -> "BatchSize":
+        if len(self._sizes) > MOST_KINDS:
+            # Callers choose sizes, so there is no end of kinds. What is in use is soon known again, but for what did not work.
+            self._sizes = {kind: size for kind, size in self._sizes.items() if size.limit < self._max_batch_size}
         return self._sizes.setdefault(kind, BatchSize(self._max_batch_size))
 
 

@@ -25,8 +25,12 @@ class Preview:
         latents = (encoded - shift) * pipe.vae.config.scaling_factor
         self._weights = torch.linalg.lstsq(_with_one(latents), colours.permute(0, 2, 3, 1).reshape(-1, 3)).solution  # (C + 1, 3)
 
+    def fits(self, latents: Tensor) -> bool:
+        """Some families pack their latents into a sequence, which has lost its height and width."""
+        return latents.ndim == 4 and latents.shape[1] + 1 == len(self._weights)
+
     def __call__(self, latents: Tensor) -> Image.Image:
-        if latents.ndim != 4 or latents.shape[1] + 1 != len(self._weights):
+        if not self.fits(latents):
             raise ValueError(f"latents of shape {tuple(latents.shape)} cannot be shown")
         height, width = latents.shape[2:]
         colours = _with_one(latents[:1].float().cpu()) @ self._weights  # (h * w, 3)

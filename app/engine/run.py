@@ -103,8 +103,9 @@ class Run:
         return tensors
 
     def _picture_of(self, latents: Tensor) -> bytes | None:
-        if self._preview is None:
+        guess = latents if self._guess is None else self._guess
+        if self._preview is None or not self._preview.fits(guess):
             return None
         file = io.BytesIO()
-        self._preview(latents if self._guess is None else self._guess).save(file, "PNG")
+        self._preview(guess).save(file, "PNG")
         return file.getvalue()

@@ -25,7 +25,6 @@ class Task:
         self._stopped = stopped
         self._to_tell: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._result: Future[Any] = Future()
-        self._result.add_done_callback(lambda _: self._to_tell.put(None))
         self._waits_for: Future[Any] | None = None
         self._greenlet: greenlet | None = None
         self.loop_began: float | None = None  # when the denoiser was called first
@@ -54,6 +53,7 @@ class Task:
         """In the task: others go on until `future` has its result."""
         self._waits_for = future
         self._greenlet.parent.switch()  # type: ignore[union-attr]  # it runs
+        self._waits_for = None  # or it would keep the answer until the end
         return future.result()
 
     def leave_loop(self) -> None:
@@ -87,12 +87,14 @@ class Task:
             self._greenlet.throw(error)
         if not self.ended:
             self._result.set_exception(error)
+            self._to_tell.put(None)
 
     def is_current(self) -> bool:
         return greenlet.getcurrent() is self._greenlet
 
     def _run(self) -> None:
         settle(self._result, functools.partial(self._function, self))
+        self._to_tell.put(None)
 
 
 def settle(future: Future[Any], function: Callable[[], Any]) -> None:
@@ -101,5 +103,6 @@ def settle(future: Future[Any], function: Callable[[], Any]) -> None:
         result = function()
     except BaseException as error:
         future.set_exception(error)
+        del future  # which holds the error, whose traceback holds this frame
     else:
         future.set_result(result)

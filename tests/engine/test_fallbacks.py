@@ -93,6 +93,19 @@ class TestAlone:
             "calls of Liar change when they are joined, so they run one at a time"
         ]
 
+    def test_a_module_that_breaks_on_joined_calls(self, loaded: Checkpoint, start: Engines, batches: list[Batch]) -> None:
+        honest = type(loaded.pipe.unet).forward
+
+        class Broken(type(loaded.pipe.unet)):  # type: ignore[misc]
+            @functools.wraps(honest)
+            def forward(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+                return honest(self, {2: sample}[len(sample)], *args, **kwargs)
+
+        loaded.pipe.unet.__class__ = Broken
+        for one in together(start(loaded), [request(number) for number in range(4)]):
+            assert_right(loaded, one)
+        assert most_shared(batches) == 1
+
     @pytest.mark.parametrize(
         ("loaded", "said"),
         [

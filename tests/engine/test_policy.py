@@ -54,6 +54,21 @@ def test_a_newcomer_does_not_hold_up_those_that_were_there_before() -> None:
     assert 4 <= picked.count("old") <= 6
 
 
+def test_who_was_away_for_long_has_saved_nothing_up() -> None:
+    policy = FairShare(8)
+    policy.pick({"away": waiting("away")})
+    policy.took("away", 1.0)
+    for _ in range(100):
+        policy.pick({"old": waiting("old")})
+        policy.took("old", 1.0)
+    picked = []
+    for _ in range(10):
+        (call,) = policy.pick({"old": waiting("old"), "away": waiting("away")})
+        policy.took(call.name, 1.0)
+        picked.append(call.name)
+    assert 4 <= picked.count("old") <= 6
+
+
 def test_a_lowered_limit_holds_for_its_kind_only_and_never_reaches_zero() -> None:
     policy = FairShare(8)
     policy.lower_limit("big", 0)

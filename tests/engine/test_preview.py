@@ -9,6 +9,7 @@ from app.engine.engine import ImageEngine
 from app.engine.preview import Preview
 from app.schemas import ImageRequest, Progress
 from tests.engine.families import small
+from tests.engine.together import Engines
 
 
 def thumbnail(image: Image.Image) -> np.ndarray:
@@ -45,6 +46,13 @@ def test_without_asking_there_is_no_preview(engine: ImageEngine) -> None:
 def test_previews_do_not_change_the_picture(engine: ImageEngine) -> None:
     asked = ImageRequest(prompt="a star", num_inference_steps=3, seed=1)
     assert engine.generate(asked, previews=True).png == engine.generate(asked).png
+
+
+def test_a_family_that_packs_its_latents_into_a_sequence_has_no_previews(start: Engines) -> None:
+    engine, shown = start(small("flux")), list[Progress]()
+    engine.warm_up()
+    engine.generate(ImageRequest(prompt="a star", num_inference_steps=2, width=64, height=64), shown.append, previews=True)
+    assert [progress.preview for progress in shown] == [None, None]
 
 
 def test_latents_of_another_form_are_refused() -> None:
