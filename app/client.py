@@ -233,7 +233,11 @@ def _error(answer: requests.Response, told: ErrorAnswer) -> Exception:
         return RefusedRequest(*told.details)
     if answer.status_code in (401, 403):
         return AccessDenied(f"{told.message}; pass the service's token as ImagineClient(..., token=...)")
-    if answer.status_code == 504 or told.error == "deadline_passed" or (told.error == "deadline_too_short" and told.retry_after_s is None):
+    if (
+        answer.status_code in (408, 504)
+        or told.error == "deadline_passed"
+        or (told.error == "deadline_too_short" and told.retry_after_s is None)
+    ):
         return DeadlineMissed(told.message)
     if answer.status_code == 503 or told.error in BUSY:
         return ServiceBusy(told.message, _retry_after_s(answer, told))

@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         float, Field(ge=0, le=3600, description="How long a replica may finish its pictures when it is replaced")
     ] = 120.0
     version: Annotated[
-        str, Field(pattern=r"^[\w.+-]{1,64}$", description="What this deployment calls itself in the `X-Imagine-Version` header")
+        str, Field(pattern=r"^[A-Za-z0-9_.+-]{1,64}$", description="What this deployment calls itself in the `X-Imagine-Version` header")
     ] = "dev"
 
     @field_validator("model")

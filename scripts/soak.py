@@ -107,11 +107,12 @@ class Caller:
                 bad = self._chance.choice(NONSENSE) if self._chance.random() < BAD else None
                 patience = self._chance.uniform(0.01, 1.0) if self._chance.random() < LEAVES else None
                 try:
-                    async with asyncio.timeout(patience):
+                    async with asyncio.timeout(patience) as stay:
                         await route(session, number, bad)
-                except TimeoutError:
-                    self._seen.answers["left"] += 1
-                except aiohttp.ClientError as error:
+                except (TimeoutError, aiohttp.ClientError) as error:
+                    if stay.expired():
+                        self._seen.answers["left"] += 1
+                        continue
                     self._seen.wrong.append(f"{route.__name__}: {error!r}")
 
     async def _get(self, session: aiohttp.ClientSession, number: int, bad: dict[str, Any] | None) -> None:
@@ -237,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     told = {"pictures checked": seen.checked, "wrong": len(seen.wrong), "grew by": {what: f"{by - 1:+.1%}" for what, by in grew.items()}}
     print(json.dumps(told | {"tasks before": before, "tasks after": after, "answers": dict(seen.answers)}, indent=1))
     print(*seen.wrong[:20], sep="\n", file=sys.stderr)
-    return int(bool(seen.wrong) or after > before or max(grew.values()) > MOST_GROWTH)
+    return int(bool(seen.wrong) or not seen.checked or after > before or max(grew.values()) > MOST_GROWTH)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import uvicorn
 from PIL import Image
 from ray.exceptions import ActorDiedError
 
-from app.client import AccessDenied, ImagineClient, ServiceBusy, ServiceFailed, ServiceUnreachable
+from app.client import AccessDenied, DeadlineMissed, ImagineClient, ServiceBusy, ServiceFailed, ServiceUnreachable
 from app.engine.engine import ImageEngine
 from app.routes.admission import Overloaded
 from app.routes.backend import Job
@@ -138,6 +138,11 @@ def answering(raw: bytes) -> Iterator[str]:
 def test_a_wrong_token_says_where_to_put_the_right_one() -> None:
     with answering(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno") as url, pytest.raises(AccessDenied, match="token="):
         ImagineClient(url, token="wrong").generate(STAR)
+
+
+def test_a_proxy_that_gave_up_first_has_missed_the_deadline_too() -> None:
+    with answering(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 2\r\n\r\nno") as url, pytest.raises(DeadlineMissed):
+        ImagineClient(url).generate(STAR)
 
 
 def test_a_connection_lost_half_way_is_no_picture() -> None:

@@ -10,6 +10,9 @@ from urllib.parse import urlencode
 from app.schemas import Capabilities, ErrorDetail, ImageRequest, RefusedRequest
 
 A_YEAR_S = 31_536_000
+LONGEST_ADDRESS = (
+    4_000  # characters: longer headers and addresses break clients and proxies, and a prompt can be that long in percent signs
+)
 
 
 def etag(request: ImageRequest, capabilities: Capabilities, form: str) -> str:

@@ -75,12 +75,22 @@ class ImagineAnswer(BaseModel):
     timings: Annotated[dict[str, float], Field(description="Seconds by phase")]
 
 
-def refuse_repeated(raw: Request) -> None:
-    """A parameter given twice is an error, never the last one wins."""
-    counts = Counter(name for name, _ in raw.query_params.multi_items())
-    repeated = [name for name, count in counts.items() if count > 1]
+class Pairs(list[tuple[str, Any]]):
+    """A JSON object as it is written."""
+
+
+async def refuse_repeated(raw: Request) -> None:
+    """A parameter given twice is an error, never the last one wins; and what is asked in a body is asked there alone."""
+    given: list[tuple[str, Any]] = raw.query_params.multi_items()
+    if raw.method == "POST":
+        if given:
+            raise RefusedRequest(*(ErrorDetail.of(name, "must be in the body, not in the address", value) for name, value in given))
+        body = json.loads(await raw.body() or "null", object_pairs_hook=Pairs)
+        given = body if isinstance(body, Pairs) else []
+    counts = Counter(name for name, _ in given)
+    repeated = {name: ", ".join(str(value) for other, value in given if other == name) for name, count in counts.items() if count > 1}
     if repeated:
-        raise RefusedRequest(*(ErrorDetail.of(name, "must be given once", ", ".join(raw.query_params.getlist(name))) for name in repeated))
+        raise RefusedRequest(*(ErrorDetail.of(name, "must be given once", values) for name, values in repeated.items()))
 
 
 def deadline_of(settings: Settings) -> Callable[[float | None], Awaitable[float]]:
@@ -141,11 +151,13 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
         headers = {
             "ETag": tag,
             "Vary": "Accept",
-            "Content-Location": caching.permalink(raw.scope.get("root_path", ""), request, capabilities, form),
             "Cache-Control": caching.cache_control(
                 seeded=seeded, permanent=raw.method == "GET" and query.is_permalink(request, capabilities), private=bool(settings.tokens)
             ),
         }
+        permalink = caching.permalink(raw.scope.get("root_path", ""), request, capabilities, form)
+        if len(permalink) <= caching.LONGEST_ADDRESS:
+            headers["Content-Location"] = permalink
         if raw.method == "GET" and seeded and caching.matches(raw.headers.get("if-none-match", ""), tag):
             return Response(status_code=304, headers=headers)
         made = await make(backend, Job((request,), deadline))
@@ -177,7 +189,7 @@ def facts_headers(made: Made) -> dict[str, str]:
     }
     if facts.warnings:
         told["Warning"] = "; ".join(facts.warnings)
-    headers = {f"X-Imagine-{name}": str(value) for name, value in told.items()}
+    headers = {f"X-Imagine-{name}": str(value).encode("latin-1", "backslashreplace").decode("latin-1") for name, value in told.items()}
     if generated.timings:
         headers["Server-Timing"] = ", ".join(f"{phase};dur={1000 * seconds:.1f}" for phase, seconds in generated.timings.items())
     return headers

@@ -15,6 +15,7 @@ from fastapi_offline import FastAPIOffline
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from app.routes import doors, errors, health, imagine, metrics, openai, openai_edits, replay, stream
@@ -29,6 +30,7 @@ from app.settings import Settings
 logger = logging.getLogger("ray.serve")
 
 MAX_ONGOING_REQUESTS = 1000  # waiting is done here, where it can be counted and refused; Serve's default would hold requests at 5
+NOT_NOW = (RayError, RayServeException, KeyError)  # what asking Serve raises while it starts, changes or has lost something
 SECONDS_BETWEEN_TRIES = 1.0
 SECONDS_BETWEEN_COUNTS = 5.0  # of replicas
 
@@ -54,7 +56,10 @@ class APIIngress:
         return len(asyncio.all_tasks())
 
     async def ready(self) -> bool:
-        return self._capabilities is not None and await self._running_replicas() > 0
+        try:
+            return self._capabilities is not None and await self._running_replicas() > 0
+        except NOT_NOW:
+            return False
 
     async def capabilities(self) -> Capabilities:
         if self._capabilities is None:
@@ -107,12 +112,12 @@ class APIIngress:
             try:
                 self._capabilities, rate = await self._model.introduction.remote()
                 self._line = self._new_line(self._capabilities, rate)
-            except RayError:
+            except NOT_NOW:
                 await asyncio.sleep(SECONDS_BETWEEN_TRIES)
         while True:
             try:
                 self._line.changed_replicas(await self._running_replicas())
-            except (RayError, KeyError) as error:
+            except NOT_NOW as error:
                 logger.warning("the replicas could not be counted: %s", error)
             await asyncio.sleep(SECONDS_BETWEEN_COUNTS)
 

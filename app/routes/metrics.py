@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
 OUTCOMES = {401: "refused", 503: "busy", 504: "late"}
+REFUSALS = ("overloaded", "deadline_too_short")
 UNKNOWN_ROUTE = "unknown"
 
 
@@ -36,7 +37,7 @@ class Metrics:
         self._requests.inc(1, {"route": route, "outcome": outcome, "reason": reason})
         if outcome == "left":
             self._cancellations.inc(1, {"route": route})
-        if outcome == "busy":
+        if reason in REFUSALS:
             self._refusals.inc(1, {"reason": reason})
 
     def took(self, timings: Mapping[str, float]) -> None:

@@ -100,6 +100,7 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
             **ERRORS,
             **UNUSED,
         },
+        dependencies=[Depends(imagine.refuse_repeated)],
         description=f"Make pictures, asked for as OpenAI's clients ask.\n{FIELDS}",
     )
     async def generations(
@@ -109,7 +110,8 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
         refuse_other_model(body.model, capabilities)
         requests = body.to_requests(capabilities, settings.max_batch_size)
         if body.response_format == "url":
-            prefix = str(raw.base_url).rstrip("/")
+            scheme = raw.headers.get("x-forwarded-proto", raw.url.scheme)  # what the caller spoke to a proxy that ends its TLS
+            prefix = str(raw.base_url.replace(scheme="https" if scheme == "https" else "http")).rstrip("/")
             pictures = [Picture(url=caching.permalink(prefix, one, capabilities, body.form), seed=one.seed or 0) for one in requests]
             return PicturesAnswer(created=int(time.time()), data=pictures, **about(body, requests[0]))
         return await made(raw, backend, body, requests, deadline)

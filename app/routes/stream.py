@@ -13,7 +13,7 @@ import base64
 import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
@@ -33,6 +33,7 @@ Events = AsyncGenerator[ServerSentEvent]
 
 
 class StreamQuery(ImagineQuery):
+    format: Annotated[Literal["png"] | None, Field(description="A stream holds PNGs")] = None
     previews: Annotated[bool, Field(description="Show the picture as it forms")] = False
 
 

@@ -60,6 +60,7 @@ BAD_BODIES = [
     (b'{"prompt": "a", "seed": 1e400}', "application/json", 422, "seed", "valid integer"),
     (b'{"prompt": "a", "guidance_scale": 1e400}', "application/json", 422, "guidance_scale", "finite"),
     (b'{"prompt": "a", "seed": NaN}', "application/json", 422, "seed", "valid integer"),
+    (b'{"prompt": "a", "seed": 1, "seed": 2}', "application/json", 422, "seed", "must be given once"),
     (b'{"prompt": "a", "seed": 1' + b"0" * 5000 + b"}", "application/json", 422, "body", "must be JSON"),
 ]
 
@@ -74,6 +75,25 @@ def test_a_bad_body_is_refused_naming_what_is_wrong(
     (detail,) = ErrorAnswer.model_validate_json(answer.content).details
     assert (answer.status_code, detail.field) == (status, field)
     assert rule in detail.rule
+
+
+def test_what_is_asked_in_a_body_is_not_asked_in_the_address_too(client: ImagineClient) -> None:
+    answer = requests.post(f"{client.base_url}/imagine?seed=5", json={"prompt": "a"}, timeout=30)
+    (detail,) = ErrorAnswer.model_validate_json(answer.content).details
+    assert (answer.status_code, detail.field, detail.rule) == (422, "seed", "must be in the body, not in the address")
+
+
+def test_a_stream_holds_no_other_form_than_png(client: ImagineClient) -> None:
+    answer = requests.get(f"{client.base_url}/imagine/stream", SHORT | {"format": "jpeg"}, timeout=30)
+    assert (answer.status_code, answer.json()["details"][0]["field"]) == (422, "format")
+
+
+def test_a_permalink_too_long_for_a_header_is_left_out(client: ImagineClient) -> None:
+    body = {"prompt": "红" * 1000, "num_inference_steps": 1, "seed": 1}
+    answer = requests.post(f"{client.base_url}/imagine", json=body, timeout=60)
+    assert answer.status_code == 200
+    assert "Content-Location" not in answer.headers
+    assert max(len(value) for value in answer.headers.values()) < 4000
 
 
 def test_a_prompt_of_ten_megabytes_in_the_address_is_refused(client: ImagineClient) -> None:

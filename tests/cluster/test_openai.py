@@ -73,6 +73,12 @@ def test_a_url_is_where_the_picture_is(spoken: openai.OpenAI, client: ImagineCli
     assert "immutable" in fetched.headers["Cache-Control"]
 
 
+def test_behind_a_proxy_that_ends_tls_the_url_is_what_its_caller_spoke(client: ImagineClient) -> None:
+    body = {"prompt": "a star", "response_format": "url"}
+    answer = requests.post(f"{client.base_url}/v1/images/generations", json=body, headers={"X-Forwarded-Proto": "https"}, timeout=60)
+    assert answer.json()["data"][0]["url"].startswith(client.base_url.replace("http:", "https:"))
+
+
 def test_a_stream_shows_the_picture_as_it_forms_in_openais_own_events(spoken: openai.OpenAI, client: ImagineClient) -> None:
     body = {"num_inference_steps": 12, "seed": 1}
     events = list(spoken.images.generate(prompt=RED_HEART, model="tiny", stream=True, partial_images=3, extra_body=body))
