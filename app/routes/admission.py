@@ -4,7 +4,8 @@ Everybody waits here and not in Ray Serve, whose queues tell neither positions n
 number of those that wait is too large, or if its deadline cannot be met.
 
 The next one is who came earliest, each handicapped by the seconds of work it brings: a small request passes large ones that came a little
-before it, and nobody is passed for longer than their own work takes. Pictures much larger than the model's own never take all places.
+before it, and nobody is passed for longer than their own work takes. Pictures much larger than the model's own never take all places,
+but for those that one request asks for together.
 """
 
 import asyncio

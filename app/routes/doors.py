@@ -1,5 +1,6 @@
 """What every request passes before a route sees it: the token, the kind and size of its body; and the version on every answer."""
 
+import asyncio
 import hmac
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from app.routes.errors import error_response
 from app.schemas import ErrorAnswer, ErrorDetail
 
 OPEN_PATHS = ("/healthz", "/readyz")
+BODY_WITHIN_S = 60.0
 JSON = "application/json"
 PICTURES = {"/replay": "image/png", "/v1/images/edits": "multipart/form-data"}  # where a body is, or holds, a picture
 
@@ -60,8 +62,13 @@ class Doors:
         if length.isdigit() and int(length) > most:
             return receive, (413, _too_large(int(length), most))
         body = bytearray()
+        until = asyncio.get_running_loop().time() + BODY_WITHIN_S
         while True:
-            message = await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                return receive, (408, ErrorAnswer(error="too_slow", message=f"the body was not there in {BODY_WITHIN_S:g} s"))
             body += message.get("body", b"")
             if len(body) > most:
                 return receive, (413, _too_large(len(body), most))

@@ -152,7 +152,9 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
             "ETag": tag,
             "Vary": "Accept",
             "Cache-Control": caching.cache_control(
-                seeded=seeded, permanent=raw.method == "GET" and query.is_permalink(request, capabilities), private=bool(settings.tokens)
+                seeded=seeded,
+                permanent=raw.method == "GET" and query.is_permalink(request, capabilities),
+                private=bool(settings.tokens) or "authorization" in raw.headers,
             ),
         }
         permalink = caching.permalink(raw.scope.get("root_path", ""), request, capabilities, form)

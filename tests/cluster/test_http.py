@@ -119,6 +119,8 @@ def test_only_the_permalink_may_be_kept_for_ever(client: ImagineClient) -> None:
     seeded = imagine(client, **SHORT)
     assert seeded.headers["Cache-Control"] == "public, no-cache"
     assert seeded.headers["Vary"] == "Accept"
+    with_token = requests.get(f"{client.base_url}/imagine", SHORT, headers={"Authorization": "Bearer of-the-platform"}, timeout=60)
+    assert with_token.headers["Cache-Control"] == "private, no-cache"
     drawn = imagine(client, prompt="a star", num_inference_steps="2")
     assert drawn.headers["Cache-Control"] == "no-store"
     kept = requests.get(client.base_url + drawn.headers["Content-Location"], timeout=60)
