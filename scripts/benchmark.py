@@ -12,23 +12,22 @@ benchmark.png into --out.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import app.engine  # noqa: F401 (before torch)
 
 # isort: split
-import diffusers
 import torch
 from tqdm import tqdm
 
 from app.schemas import ImageRequest
+from scripts.machine import about_machine
 from scripts.ways import ENGINE, LOOP, WHOLE, Way
 
 PROMPTS = ("a red heart on a yellow background", "a small blue star", "a green tree under a white cloud", "a purple fish")
@@ -119,14 +118,12 @@ def plot(results: Sequence[Result], path: Path, title: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def surroundings(args: argparse.Namespace) -> dict[str, object]:
+def surroundings(args: argparse.Namespace) -> dict[str, Any]:
     """Hardware, versions and settings."""
-    device = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
-    return {
-        "device": device,
-        "cpus": os.cpu_count(),
+    about = about_machine("torch", "diffusers")
+    return about | {
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else about["cpu"],
         "torch_threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__},
         "settings": {name: value for name, value in vars(args).items() if name != "out"},
     }
 

@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import signal
 import socket
 import statistics
@@ -24,7 +23,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +30,7 @@ import requests as http
 
 from scripts import serving
 from scripts.load import Answer, Asked, Way, arrivals, closed_loop, numbered, percentile
+from scripts.machine import about_machine
 
 if TYPE_CHECKING:
     from scripts.contenders import Plain  # which imports torch
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 Opened = Callable[[], AbstractContextManager[Way]]
 TEMPLATE, BATCH, LIT, OURS = "template", "serve.batch", "LitServe", "ours"
 SHARES = (0.5, 0.8, 1.2, 2.0)
+NO_WAIT_S = 0.1  # shorter ones are as good as none
 READY_WITHIN_S = 180.0
 
 
@@ -63,11 +63,9 @@ class Result:
 def summed_up(load: str, way: str, answers: Sequence[Answer], seconds: float, rows: int, rows_each: int) -> Result:
     made = [one.seconds for one in answers if one.status == 200]
     refused = [one.seconds for one in answers if one.status == 503]
-    factors = [
-        max(one.promised_wait / one.waited, one.waited / one.promised_wait)
-        for one in answers
-        if one.promised_wait and one.waited and max(one.promised_wait, one.waited) > 0.1
-    ]
+    told = [(one.promised_wait, one.waited) for one in answers if one.promised_wait is not None and one.waited is not None]
+    waits = [(max(promised, NO_WAIT_S), max(waited, NO_WAIT_S)) for promised, waited in told]
+    factors = [max(promised / waited, waited / promised) for promised, waited in waits if max(promised, waited) > NO_WAIT_S]
     return Result(
         load=load,
         way=way,
@@ -103,9 +101,9 @@ def loads(args: argparse.Namespace, template_rate: float) -> dict[str, Callable[
     return {name: run for name, run in cases.items() if args.loads is None or name in args.loads}
 
 
-def measure(ways: Mapping[str, Opened], args: argparse.Namespace) -> list[Result]:
+def measure(ways: Mapping[str, Opened], template: Opened, args: argparse.Namespace) -> list[Result]:
     """The ways take turns within each load, so that a machine that drifts is as unfair to all. Each is alone on the machine."""
-    with _warm(next(iter(ways.values())), args) as way:
+    with _warm(template, args) as way:
         answers, seconds = closed_loop(way, 8, list(numbered(16, args.size, args.steps)))
     results = []
     for load, run in loads(args, len(answers) / seconds).items():
@@ -142,18 +140,17 @@ def limits(args: argparse.Namespace) -> dict[str, float]:
     return {"plain_s": statistics.median(times[1][1:]), "whole_batch_per_second": 8 / statistics.median(times[8][1:])}
 
 
-def all_ways(names: Sequence[str], address: str, folder: Path) -> dict[str, Opened]:
+def all_ways(address: str, folder: Path) -> dict[str, Opened]:
     """By name, how each is started. At the end of its context it is gone again."""
     from scripts.contenders import BATCH as MOST
     from scripts.contenders import Batched, OneAtATime
 
-    ways: dict[str, Opened] = {
+    return {
         TEMPLATE: partial(_on_serve, TEMPLATE, address, OneAtATime, 1, folder),
         BATCH: partial(_on_serve, BATCH, address, Batched, 2 * MOST, folder),
         LIT: partial(_litserve, folder / "lit"),
         OURS: partial(_ours, address),
     }
-    return {name: opened for name, opened in ways.items() if name in names}
 
 
 @contextmanager
@@ -249,12 +246,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
 
 def surroundings(args: argparse.Namespace) -> dict[str, Any]:
     """Hardware, versions and settings."""
-    return {
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("ray", "litserve", "torch", "diffusers")},
-        "settings": {name: str(value) for name, value in vars(args).items()},
-    }
+    return about_machine("ray", "litserve", "torch", "diffusers") | {"settings": {name: str(value) for name, value in vars(args).items()}}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -277,7 +269,8 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, serving.cluster() as address:
         told = surroundings(args) | limits(args)  # beside Ray's own processes, like all that is compared with them
         print(json.dumps(told), flush=True)
-        results = measure(all_ways(args.ways, address, Path(folder)), args)
+        ways = all_ways(address, Path(folder))
+        results = measure({name: opened for name, opened in ways.items() if name in args.ways}, ways[TEMPLATE], args)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "serving.json").write_text(json.dumps({**told, "results": [asdict(one) for one in results]}, indent=1))
     plot(results, args.out / "serving.png")
