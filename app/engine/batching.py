@@ -195,7 +195,7 @@ class Batcher:
         kinds: dict[Hashable, list[Call]] = {}
         for kind, calls in _by_kind(others).items():
             if kind != ALONE and seconds.get(kind, math.inf) <= largest_room:
-                kinds[kind] = calls[: int(self._room / seconds[kind])]
+                kinds[kind] = calls[: int(max(self._room, 0.0) / max(seconds[kind], 1e-9))]
                 continue
             for call in calls:
                 self._calls.remove(call)

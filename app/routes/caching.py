@@ -10,9 +10,7 @@ from urllib.parse import urlencode
 from app.schemas import Capabilities, ErrorDetail, ImageRequest, RefusedRequest
 
 A_YEAR_S = 31_536_000
-LONGEST_ADDRESS = (
-    4_000  # characters: longer headers and addresses break clients and proxies, and a prompt can be that long in percent signs
-)
+LONGEST_ADDRESS = 4_000  # characters: longer ones break clients and proxies, and a prompt in percent signs can be longer
 
 
 def etag(request: ImageRequest, capabilities: Capabilities, form: str) -> str:
