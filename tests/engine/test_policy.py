@@ -41,29 +41,15 @@ def test_a_small_call_waits_for_at_most_one_large_one() -> None:
     assert "large large" not in " ".join(order)
 
 
-def test_a_newcomer_does_not_hold_up_those_that_were_there_before() -> None:
+@pytest.mark.parametrize("before", [0, 1], ids=["a newcomer", "one that was away for long"])
+def test_who_comes_later_has_no_more_of_the_device_than_those_that_were_there(before: int) -> None:
     policy = FairShare(8)
-    for _ in range(100):
-        policy.pick({"old": waiting("old")})
-        policy.took("old", 1.0)
+    for name in ["late"] * before + ["old"] * 100:
+        policy.pick({name: waiting(name)})
+        policy.took(name, 1.0)
     picked = []
     for _ in range(10):
-        (call,) = policy.pick({"old": waiting("old"), "new": waiting("new")})
-        policy.took(call.name, 1.0)
-        picked.append(call.name)
-    assert 4 <= picked.count("old") <= 6
-
-
-def test_who_was_away_for_long_has_saved_nothing_up() -> None:
-    policy = FairShare(8)
-    policy.pick({"away": waiting("away")})
-    policy.took("away", 1.0)
-    for _ in range(100):
-        policy.pick({"old": waiting("old")})
-        policy.took("old", 1.0)
-    picked = []
-    for _ in range(10):
-        (call,) = policy.pick({"old": waiting("old"), "away": waiting("away")})
+        (call,) = policy.pick({"old": waiting("old"), "late": waiting("late")})
         policy.took(call.name, 1.0)
         picked.append(call.name)
     assert 4 <= picked.count("old") <= 6
