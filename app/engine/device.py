@@ -102,6 +102,8 @@ class Device:
             self.compute(calls[half:])
 
     def _hand_out(self, calls: list[Call], outputs: list[Any], seconds: float, joined: bool) -> None:
+        if len(self.seconds_each) > MOST_KINDS:
+            self.seconds_each.clear()
         self.seconds_each[calls[0].kind] = seconds / len(calls)
         if calls[0].shared.is_denoiser:
             self.step_seconds = seconds
@@ -125,7 +127,6 @@ class Device:
         kind = calls[0].kind
         if len(self._checked) > MOST_KINDS:
             self._checked.clear()
-            self.seconds_each.clear()
         self._checked.add(kind)
         try:
             joined = self._joined(calls)
