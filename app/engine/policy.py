@@ -1,5 +1,6 @@
 """Who shares the next call. Knows neither tensors nor threads, so it can be tried on a simulated clock."""
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
@@ -20,29 +21,35 @@ Call = TypeVar("Call", bound=Waiting)
 
 
 class FairShare:
-    """Every kind of call gets the same share of seconds; within a kind the oldest go first, as many as throughput still gains from.
+    """Every call that waits gets the same share of seconds; within a kind the oldest go first, as many as throughput still gains from.
 
     Shares are counted in seconds of the device from a common start, as in start-time fair queueing (Goyal, Vin and Cheng 1996): whoever was
-    away has saved nothing up.
+    away has saved nothing up. Nobody waits for two longer calls in a row.
     """
 
     def __init__(self, max_batch_size: int) -> None:
         self._max_batch_size = max_batch_size
         self._sizes: dict[Hashable, BatchSize] = {}
         self._seconds: dict[Hashable, float] = {}  # where each kind stands
-        self._now = 0.0  # where the kind stood that was picked last
+        self._now = 0.0  # where that kind stood that was the furthest behind at the last pick
+        self._sharing = 1  # calls that waited of the kind picked
+        self._passed: set[Hashable] = set()  # the kinds not picked
+        self._last_seconds = math.inf  # that the last pick took
 
     def pick(self, ready: Mapping[Hashable, Sequence[Call]]) -> list[Call]:
         """The calls that go next. `ready` holds those that wait, by signature, and is not empty."""
         ahead = {kind: seconds for kind, seconds in self._seconds.items() if seconds > self._now}
         self._seconds = dict.fromkeys(ready, self._now) | ahead
-        kind = min(ready, key=lambda kind: (self._seconds[kind], min(call.since for call in ready[kind])))
-        self._now = self._seconds[kind]
+        shorter = [kind for kind in ready if kind in self._passed and self._size(kind).seconds <= self._last_seconds]
+        kind = min(shorter or ready, key=lambda kind: (self._seconds[kind], min(call.since for call in ready[kind])))
+        self._now = self._seconds[kind] = min(self._seconds[kind] for kind in ready)
+        self._sharing, self._passed = len(ready[kind]), set(ready) - {kind}
         return sorted(ready[kind], key=lambda call: call.since)[: self._size(kind).next(len(ready[kind]))]
 
     def took(self, kind: Hashable, seconds: float, *, joined: int | None = None) -> None:
         """Calls of this kind were on the device for so long. With `joined`, that many as one: something to learn from."""
-        self._seconds[kind] = self._seconds.get(kind, self._now) + seconds
+        self._seconds[kind] = self._seconds.get(kind, self._now) + seconds / self._sharing
+        self._size(kind).seconds = self._last_seconds = seconds
         if joined is not None:
             self._size(kind).took(joined, seconds)
 
@@ -63,6 +70,7 @@ class BatchSize:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.seconds = 0.0  # of the last call
         self._rates: dict[int, float] = {}  # calls in one -> calls a second
         self._picks = 0
         self._pause, self._next_trial = FEWEST_PICKS, FEWEST_PICKS  # picks

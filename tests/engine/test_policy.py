@@ -32,13 +32,24 @@ def test_kinds_get_the_same_share_of_seconds_however_long_their_calls_are() -> N
     assert abs(seconds["small"] - seconds["large"]) <= cost["large"]
 
 
-def test_a_small_call_waits_for_at_most_one_large_one() -> None:
+def test_every_call_gets_the_same_share_of_seconds_whether_it_is_one_of_many_of_its_kind_or_the_only_one() -> None:
+    policy, seconds = FairShare(8), {"small": 0.0, "large": 0.0}
+    for _ in range(1000):
+        name = policy.pick({"small": waiting(*["small"] * 6), "large": waiting("large", "large")})[0].name
+        policy.took(name, cost := 1.0 if name == "small" else 4.0)
+        seconds[name] += cost
+    assert abs(seconds["small"] / 6 - seconds["large"] / 2) <= 4.0
+
+
+@pytest.mark.parametrize("large", [1, 7], ids=["one large one", "seven large ones that are computed as one"])
+def test_a_small_call_waits_for_at_most_one_large_one(large: int) -> None:
     policy, order = FairShare(8), []
     for _ in range(50):
-        (call,) = policy.pick({"small": [Waiting("small", 1)], "large": [Waiting("large", 0)]})
-        policy.took(call.name, 10.0 if call.name == "large" else 1.0)
-        order.append(call.name)
+        name = policy.pick({"small": [Waiting("small", 1)], "large": [Waiting("large", 0)] * large})[0].name
+        policy.took(name, 4.0 if name == "large" else 1.0)
+        order.append(name)
     assert "large large" not in " ".join(order)
+    assert "large" in order[-10:]
 
 
 @pytest.mark.parametrize("before", [0, 1], ids=["a newcomer", "one that was away for long"])
