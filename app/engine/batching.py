@@ -49,7 +49,6 @@ class Batcher:
         self._room = 0.0  # seconds until the next step that are left for what is none
         self._aside = ThreadPoolExecutor(1, "aside", compute_with, (1,))
         self._calls_aside: dict[Call, Future[None]] = {}
-        self._free_since = 0.0  # when the last batch was answered
         self._busy_since: float | None = None
         self._end: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="batching", daemon=True)
@@ -103,7 +102,6 @@ class Batcher:
             raise EngineStopped("the engine has stopped")
         if call.shared.is_denoiser:
             task.loop_began = task.loop_began or time.monotonic()
-            task.kind, task.expected = call.kind, call.kind != ALONE
             if call.arguments.signature is None and not self._warned_of_lists:
                 self._warned_of_lists = True
                 logger.warning("%s takes lists of samples, so its calls run one at a time", type(call.shared.module).__name__)
@@ -120,7 +118,6 @@ class Batcher:
                     self._go_on()
                     if calls := self._next_calls():
                         self._device.compute(calls)
-                        self._free_since = time.monotonic()
                     else:
                         self._busy_since = None
                         self._wait_for_news()
@@ -179,15 +176,16 @@ class Batcher:
     def _next_calls(self) -> list[Call]:
         """Those that the policy picks, if any is due. What is no step goes first."""
         others = [call for call in self._calls if not call.shared.is_denoiser]
-        in_loop = {task for task in self._tasks if task.in_loop} - {call.task for call in others}
+        in_loop = {task for task in self._tasks if task.steps is not None} - {call.task for call in others}
+        to_come = self._kinds_to_come()
         if others and not in_loop and not self._calls_aside:
-            return [] if self._expects(None) else self._pick(_by_kind(others))
+            return [] if None in to_come else self._pick(_by_kind(others))
         if short := self._pick(self._fit_before_the_next_step(others)):
             self._room -= sum(self._device.seconds_each[call.kind] for call in short)
             return short
         self._room = SHORT * self._device.step_seconds
         steps = _by_kind(call for call in self._calls if call.shared.is_denoiser)
-        return self._pick({kind: calls for kind, calls in steps.items() if not self._expects(kind)})
+        return self._pick({kind: calls for kind, calls in steps.items() if kind == ALONE or kind not in to_come})
 
     def _fit_before_the_next_step(self, others: Iterable[Call]) -> dict[Hashable, list[Call]]:
         """As many of each kind as there is room for, the rest before a later one. What never finds room, or may not, goes aside."""
@@ -208,15 +206,10 @@ class Batcher:
         self._calls = [call for call in self._calls if call not in picked]
         return picked
 
-    def _expects(self, kind: Hashable | None) -> bool:
-        """Whether a further call will come soon, a step of this kind or, with none, a decoding."""
-        waiting = {call.task for call in self._calls}
-        missing = [task for task in self._tasks if task.expected and task.kind == kind and task not in waiting]
-        if missing and time.monotonic() - self._free_since < PATIENCE_S:
-            return True
-        for task in missing:
-            task.expected = False  # its caller has something else to do; until it is back nobody waits for it
-        return False
+    def _kinds_to_come(self) -> set[Hashable | None]:
+        """Of the next calls of requests whose callers are being told of a step, none for a decoding. Who takes long is not waited for."""
+        long_ago = time.monotonic() - PATIENCE_S
+        return {task.steps for task in self._tasks if task.telling_since > long_ago}
 
     def _compute_aside(self, call: Call) -> None:
         start = time.monotonic()

@@ -1,9 +1,11 @@
 """A checkpoint becomes a ready diffusers pipeline on a device, and says what it can do."""
 
+import copy
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import nn
 from app.engine.threads import single_threaded
 from app.schemas import Capabilities
 
+DENOISERS = ("unet", "transformer", "prior", "decoder", "unet_2", "transformer_2")  # a pipeline with two of them is run whole
 USUAL_SIDE = 1024  # pixels, of the transformers that do not say
 PIXELS_OVER_NATIVE = 4  # how many times its own size a checkpoint may be asked for, if nothing else is said
 
@@ -93,8 +96,7 @@ def image_to_image(loaded: Checkpoint) -> Checkpoint | None:
     except ValueError:
         return None
     pipe.set_progress_bar_config(disable=True)
-    takes = inspect.signature(type(pipe).__call__).parameters
-    return replace(loaded, pipe=pipe) if {"image", "strength", "callback_on_step_end"} <= takes.keys() else None
+    return replace(loaded, pipe=pipe) if {"image", "strength", "callback_on_step_end"} <= call_parameters(pipe) else None
 
 
 @single_threaded()
@@ -117,6 +119,30 @@ def capabilities_of(checkpoint: Checkpoint, max_pixels: int | None, version: str
         max_prompt_tokens=pipe.tokenizer.model_max_length,
         version=version,
     )
+
+
+def settled(checkpoint: Checkpoint) -> Checkpoint:
+    """The same with a pipeline that knows its device, which it would look for in all of its modules for milliseconds each time."""
+    pipe = copy.copy(checkpoint.pipe)
+    kind = type(pipe)
+    pipe.__class__ = type(kind.__name__, (kind,), {"_execution_device": pipe._execution_device})
+    return replace(checkpoint, pipe=pipe)
+
+
+def denoiser_of(pipe: DiffusionPipeline) -> nn.Module | None:
+    """The one module in which the pipeline spends its time, if it is one."""
+    found = [name for name in DENOISERS if isinstance(getattr(pipe, name, None), nn.Module)]
+    return getattr(pipe, found[0]) if found in (["unet"], ["transformer"]) else None
+
+
+def call_parameters(pipe: DiffusionPipeline) -> frozenset[str]:
+    """The arguments that the pipeline's `__call__` takes."""
+    return _parameters(type(pipe).__call__)
+
+
+@cache
+def _parameters(function: Callable[..., object]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def _load_pipeline(location: str, dtype: str, revision: str | None) -> DiffusionPipeline:

@@ -1,13 +1,11 @@
 """`ImageEngine`: many requests at once on one stock diffusers pipeline, each with the picture it would have had alone."""
 
-import copy
 import functools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,9 +15,8 @@ from torch import nn
 from app import png
 from app.editing import EditRequest
 from app.engine.batching import Batcher
-from app.engine.checkpoint import Checkpoint, capabilities_of, image_to_image
+from app.engine.checkpoint import Checkpoint, call_parameters, capabilities_of, denoiser_of, image_to_image, settled
 from app.engine.device import Batch
-from app.engine.facts import call_parameters
 from app.engine.preview import Preview
 from app.engine.run import ProgressCallback, Run
 from app.engine.task import StopReason
@@ -36,8 +33,6 @@ from app.schemas import (
 )
 
 logger = logging.getLogger(__name__)
-
-DENOISERS = ("unet", "transformer", "prior", "decoder", "unet_2", "transformer_2")  # a pipeline with two of them is run whole
 
 
 class ImageEngine:
@@ -59,12 +54,12 @@ class ImageEngine:
         on_batch: Callable[[Batch], None] = lambda batch: None,
     ) -> None:
         pipe, editing = checkpoint.pipe, image_to_image(checkpoint)
-        self._checkpoint = _settled(checkpoint)
-        self._editing = editing and _settled(editing)
+        self._checkpoint = settled(checkpoint)
+        self._editing = editing and settled(editing)
         able = {"image_to_image": self._editing is not None}
         self.capabilities: Capabilities = capabilities_of(checkpoint, max_pixels, version).limited(MAX_STEPS).model_copy(update=able)
         self._preview = _preview_of(pipe)
-        shares = _denoiser_of(pipe) is not None and "callback_on_step_end" in call_parameters(pipe)
+        shares = denoiser_of(pipe) is not None and "callback_on_step_end" in call_parameters(pipe)
         if not shares:
             logger.warning("%s does not tell its steps, so its requests run one at a time", type(pipe).__name__)
         self._batcher = Batcher(max_batch_size if shares else 1, cpu_threads or torch.get_num_threads(), on_batch)
@@ -120,14 +115,6 @@ class ImageEngine:
         self._undo.close()
 
 
-def _settled(checkpoint: Checkpoint) -> Checkpoint:
-    """The same with a pipeline that knows its device, which it would look for in all of its modules for milliseconds each time."""
-    pipe = copy.copy(checkpoint.pipe)
-    kind = type(pipe)
-    pipe.__class__ = type(kind.__name__, (kind,), {"_execution_device": pipe._execution_device})
-    return replace(checkpoint, pipe=pipe)
-
-
 @single_threaded()
 def _preview_of(pipe: DiffusionPipeline) -> Preview | None:
     try:
@@ -137,17 +124,11 @@ def _preview_of(pipe: DiffusionPipeline) -> Preview | None:
         return None
 
 
-def _denoiser_of(pipe: DiffusionPipeline) -> nn.Module | None:
-    """The one module in which the pipeline spends its time, if it is one."""
-    found = [name for name in DENOISERS if isinstance(getattr(pipe, name, None), nn.Module)]
-    return getattr(pipe, found[0]) if found in (["unet"], ["transformer"]) else None
-
-
 @contextmanager
 def _shared(pipe: DiffusionPipeline, batcher: Batcher) -> Iterator[None]:
     """Calls of the denoiser, the text encoders and the autoencoder go through `batcher`."""
     replaced: dict[tuple[nn.Module, str], Callable[..., Any]] = {}
-    if (denoiser := _denoiser_of(pipe)) is not None:
+    if (denoiser := denoiser_of(pipe)) is not None:
         replaced[denoiser, "forward"] = batcher.share(denoiser, "forward", is_denoiser=True)
     for name, part in pipe.components.items():
         if name.startswith("text_encoder") and isinstance(part, nn.Module):

@@ -1,9 +1,5 @@
 """How a picture was made."""
 
-import inspect
-from collections.abc import Callable
-from functools import cache
-
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
@@ -42,13 +38,3 @@ def _warnings(request: ImageRequest, pipe: DiffusionPipeline) -> list[str]:
         for field, length in lengths.items()
         if length > limit
     ]
-
-
-def call_parameters(pipe: DiffusionPipeline) -> frozenset[str]:
-    """The arguments that the pipeline's `__call__` takes."""
-    return _parameters(type(pipe).__call__)
-
-
-@cache
-def _parameters(function: Callable[..., object]) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from app.editing import EditRequest
-from app.engine.checkpoint import Checkpoint
-from app.engine.facts import call_parameters, facts_of
+from app.engine.checkpoint import Checkpoint, call_parameters
+from app.engine.facts import facts_of
 from app.engine.preview import Preview
 from app.engine.task import Task
 from app.schemas import Capabilities, Facts, ImageRequest, Progress
@@ -94,7 +94,7 @@ class Run:
 
     def _after_step(self, task: Task, pipe: DiffusionPipeline, step: int, timestep: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
         if step == pipe.num_timesteps - 1:
-            task.leave_loop()
+            task.steps = None
             self._loop_ended = time.monotonic()
         task.stop_if_asked()
         if self._on_progress is not None:

@@ -1,6 +1,8 @@
 """One request in the batching thread: a greenlet, which stops where it has to wait for something and goes on when that is there."""
 
 import functools
+import math
+import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -28,9 +30,8 @@ class Task:
         self._waits_for: Future[Any] | None = None
         self._greenlet: greenlet | None = None
         self.loop_began: float | None = None  # when the denoiser was called first
-        self.in_loop = False  # between two steps
-        self.kind: Hashable | None = None  # of its steps, and none outside of the loop
-        self.expected = False  # whether others wait for its next call
+        self.steps: Hashable | None = None  # the kind of its steps, while it is between two of them
+        self.telling_since = -math.inf  # if it waits for its caller
 
     def result(self, on_told: Callable[[], None]) -> Any:  # noqa: ANN401
         """In the caller's thread: wait until the end. `on_told` is called after everything that was told here."""
@@ -46,7 +47,9 @@ class Task:
         """In the task: have the caller's thread call `function`, however long that takes. Raises what it raises."""
         told: Future[None] = Future()
         self._to_tell.put(functools.partial(settle, told, function))
+        self.telling_since = time.monotonic()
         self.wait_for(told)
+        self.telling_since = -math.inf
         self.stop_if_asked()
 
     def wait_for(self, future: Future[Any]) -> Any:  # noqa: ANN401
@@ -55,10 +58,6 @@ class Task:
         self._greenlet.parent.switch()  # type: ignore[union-attr]  # it runs
         self._waits_for = None  # or it would keep the answer until the end
         return future.result()
-
-    def leave_loop(self) -> None:
-        """In the task: its last step is taken, and its decoding comes next."""
-        self.in_loop, self.kind, self.expected = False, None, True
 
     def stop_if_asked(self) -> None:
         if reason := self.stop_reason():

@@ -261,8 +261,9 @@ class TestFaults:
             go_on.set()
             made.result(DEADLINE_S)
 
-    def test_closing_ends_requests_that_run(self, loaded: Checkpoint, start: Engines) -> None:
-        engine, inside = start(loaded), threading.Event()
+    @pytest.mark.parametrize("max_batch_size", [8, 1], ids=["all of them run", "two of them wait"])
+    def test_closing_ends_requests_that_run_or_wait(self, loaded: Checkpoint, start: Engines, max_batch_size: int) -> None:
+        engine, inside = start(loaded, max_batch_size=max_batch_size), threading.Event()
         with ThreadPoolExecutor(3) as threads:
             futures = [
                 threads.submit(engine.generate, request(number, num_inference_steps=150), lambda progress: inside.set())

@@ -52,6 +52,16 @@ def test_a_small_call_waits_for_at_most_one_large_one(large: int) -> None:
     assert "large" in order[-10:]
 
 
+def test_many_short_kinds_do_not_shut_out_a_long_one() -> None:
+    policy, seconds = FairShare(8), {"a": 1.0, "b": 1.0, "long": 10.0}
+    got = dict.fromkeys(seconds, 0.0)
+    for _ in range(500):
+        name = policy.pick({name: waiting(name) for name in seconds})[0].name
+        policy.took(name, seconds[name])
+        got[name] += seconds[name]
+    assert max(got.values()) - min(got.values()) <= seconds["long"]
+
+
 @pytest.mark.parametrize("before", [0, 1], ids=["a newcomer", "one that was away for long"])
 def test_who_comes_later_has_no_more_of_the_device_than_those_that_were_there(before: int) -> None:
     policy = FairShare(8)

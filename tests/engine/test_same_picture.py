@@ -77,9 +77,10 @@ def test_image_to_image() -> None:
     check(image_to_image(), [request(number, num_inference_steps=6 + number) for number in range(3)], shared=3)
 
 
-def test_sdxl_in_half_precision_within_the_stated_tolerance() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16, whose decoding is in single precision"])
+def test_sdxl_in_half_precision_within_the_stated_tolerance(dtype: torch.dtype) -> None:
     loaded = small("sdxl")
-    loaded.pipe.to(torch.bfloat16)
+    loaded.pipe.to(dtype)
     check(loaded, [request(number, guidance_scale=3.0) for number in range(4)], shared=4, tolerance=HALF_PRECISION_TOLERANCE)
 
 

@@ -16,10 +16,9 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.engine.checkpoint import Checkpoint
+from app.engine.checkpoint import Checkpoint, call_parameters
 from app.engine.device import Batch
 from app.engine.engine import ImageEngine
-from app.engine.facts import call_parameters
 from app.schemas import GeneratedImage, ImageRequest, Progress
 
 DEADLINE_S = 30.0
