@@ -33,6 +33,7 @@ from app.schemas import (
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 600.0
+LONGEST_SILENCE_S = 60.0  # of a stream, which gives a sign of life every second, and of what needs no picture to answer
 POLL_INTERVAL_S = 0.2
 JITTER = 0.2
 SOON_S = 1.0
@@ -94,7 +95,7 @@ class ImagineClient:
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        return Capabilities.model_validate(self._get("/capabilities").json())
+        return Capabilities.model_validate(self._get("/capabilities", answer_within_s=LONGEST_SILENCE_S).json())
 
     def generate(
         self,
@@ -160,7 +161,7 @@ class ImagineClient:
         A busy service is not asked again. Leaving the `with` block closes the connection, which stops the work.
         """
         query = request.model_dump(exclude_none=True) | {"previews": previews}
-        with self._get("/imagine/stream", query, stream=True) as answer:
+        with self._get("/imagine/stream", query, stream=True, answer_within_s=LONGEST_SILENCE_S) as answer:
             yield self._told(answer)
 
     def _told(self, answer: requests.Response) -> Iterator[Told]:
@@ -202,16 +203,17 @@ class ImagineClient:
                     raise
             time.sleep(POLL_INTERVAL_S)
 
-    def _get(self, path: str, query: dict[str, Any] | None = None, *, stream: bool = False) -> requests.Response:
-        return self._ask("GET", path, params=query, headers=self._headers, stream=stream)
+    def _get(
+        self, path: str, query: dict[str, Any] | None = None, *, stream: bool = False, answer_within_s: float = ANSWER_TIMEOUT_S
+    ) -> requests.Response:
+        return self._ask("GET", path, answer_within_s, params=query, headers=self._headers, stream=stream)
 
     def _post_png(self, path: str, data: bytes) -> requests.Response:
-        return self._ask("POST", path, data=data, headers=self._headers | {"Content-Type": "image/png"})
+        return self._ask("POST", path, ANSWER_TIMEOUT_S, data=data, headers=self._headers | {"Content-Type": "image/png"})
 
-    def _ask(self, method: str, path: str, **options: Any) -> requests.Response:  # noqa: ANN401
-        timeouts = (CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S)
+    def _ask(self, method: str, path: str, answer_within_s: float, **options: Any) -> requests.Response:  # noqa: ANN401
         try:
-            answer = requests.request(method, self.base_url + path, timeout=timeouts, **options)
+            answer = requests.request(method, self.base_url + path, timeout=(CONNECT_TIMEOUT_S, answer_within_s), **options)
         except requests.Timeout as error:
             raise ServiceUnreachable(f"{self.base_url} did not answer in time") from error
         except requests.RequestException as error:

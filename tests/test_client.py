@@ -17,7 +17,7 @@ from app.routes.admission import Overloaded
 from app.routes.backend import Job
 from app.routes.errors import NotReady
 from app.routes.ingress import build_api
-from app.schemas import Capabilities, GenerationCancelled, ImageRequest, Progress, Queued, RefusedRequest, Update
+from app.schemas import Capabilities, DeadlinePassed, GenerationCancelled, ImageRequest, Progress, Queued, RefusedRequest, Update
 from app.settings import Settings
 
 STAR = ImageRequest(prompt="a star", num_inference_steps=2, seed=1)
@@ -95,7 +95,10 @@ def test_trouble_in_the_service_says_what_to_do(engine: ImageEngine, trouble: Ex
         ImagineClient(url, retries=0).generate(STAR)
 
 
-@pytest.mark.parametrize(("trouble", "expected"), [(ActorDiedError(), ServiceBusy), (ZeroDivisionError(), ServiceFailed)])
+@pytest.mark.parametrize(
+    ("trouble", "expected"),
+    [(ActorDiedError(), ServiceBusy), (ZeroDivisionError(), ServiceFailed), (DeadlinePassed("late"), DeadlineMissed)],
+)
 def test_trouble_in_the_middle_of_a_stream_is_told_like_any_other(
     engine: ImageEngine, trouble: Exception, expected: type[Exception]
 ) -> None:
@@ -168,6 +171,17 @@ def test_a_cancelled_request_ends_at_the_next_sign_of_life(engine: ImageEngine) 
     cancel = threading.Event()
     with serving(EngineBackend(engine)) as url, pytest.raises(GenerationCancelled):
         ImagineClient(url).generate(STAR, lambda progress: cancel.set(), cancel)
+
+
+def test_a_service_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream has a sign of life every second, so there is no need to wait as long as a picture may take."""
+    monkeypatch.setattr("app.client.LONGEST_SILENCE_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = ImagineClient(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(ServiceUnreachable, match="did not answer in time"):
+            client.generate(STAR, lambda progress: None)
+        with pytest.raises(ServiceUnreachable, match="did not answer in time"):
+            _ = client.capabilities
 
 
 def dead_after(calls: int) -> Callable[[], bool]:

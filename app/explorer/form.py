@@ -68,13 +68,21 @@ class RequestForm(widgets.VBox):
         return with_seeds(first, range(first.seed or 0, (first.seed or 0) + self.count.value))
 
     def show(self, request: ImageRequest) -> None:
-        """Take over the settings of a picture, its seed locked."""
+        """Take over the settings of a picture, its seed locked.
+
+        Raises `RefusedRequest` for a noise scheduler that this model does not have, once it has taken over the rest.
+        """
+        has_it = request.scheduler in self._capabilities.schedulers
         self._setting = True
-        for name in self._fields.keys() - {"count"}:
-            self._fields[name].value = getattr(request, name)
-        self.lock.value = True
-        self._setting = False
-        self.check()
+        try:
+            for name in self._fields.keys() - {"count"} - (set() if has_it else {"scheduler"}):
+                self._fields[name].value = getattr(request, name)
+            self.lock.value = True
+        finally:
+            self._setting = False
+            self.check()
+        if not has_it:
+            raise RefusedRequest(ErrorDetail.of("scheduler", f"{request.scheduler} is none of this model's", request.scheduler))
 
     @property
     def problems(self) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The pictures made so far, newest first, those on their way among them; one of them is looked at large."""
 
 import base64
+import threading
 from collections.abc import Callable
 from html import escape
 from io import BytesIO
@@ -14,7 +15,6 @@ from app.explorer.work import Picture
 from app.schemas import GeneratedImage, ImageRequest
 
 MOST_KEPT = 60
-PHASES_NOT_SHOWN = {"done"}
 
 
 def _blank() -> bytes:
@@ -43,11 +43,19 @@ class Tile(widgets.Box):
         if png is not None and png != self.image.value:
             self.image.value = png
 
+    def close(self) -> None:
+        """With all its parts: ipywidgets keeps whatever is not closed for ever."""
+        for part in (self.image, self.button, self.button.style, self.image.layout, self.button.layout, self.layout):
+            part.close()
+        super().close()
+
 
 class Gallery(widgets.VBox):
     """Tiles and the large view of the one that is chosen. `use` and `vary` get the request of the picture whose button was pressed."""
 
     def __init__(self, use: Callable[[ImageRequest], object], vary: Callable[[ImageRequest], object]) -> None:
+        self._changing = threading.RLock()  # pictures come from threads of their own, clicks from the kernel's
+        self._linked: GeneratedImage | None = None  # what the link to download holds
         self.tiles: list[Tile] = []
         self.chosen: Tile | None = None
         self.large = NamedImage(value=BLANK, format="png")
@@ -75,34 +83,47 @@ class Gallery(widgets.VBox):
 
     def begin(self, requests: list[ImageRequest]) -> list[Tile]:
         """Places for pictures on their way; the first of them is looked at."""
-        tiles = [Tile(request, self.choose) for request in requests]
-        kept = (tiles + self.tiles)[: max(MOST_KEPT, len(tiles))]
-        for tile in self.tiles[len(kept) - len(tiles) :]:
-            tile.close()
-        self._arrange(kept)
-        self.choose(tiles[0])
-        return tiles
+        with self._changing:
+            tiles = [Tile(request, self.choose) for request in requests]
+            kept = (tiles + self.tiles)[: max(MOST_KEPT, len(tiles))]
+            left = self.tiles[len(kept) - len(tiles) :]
+            self._arrange(kept)
+            self.choose(tiles[0])
+            for tile in left:
+                tile.close()
+            return tiles
 
-    def add(self, images: list[GeneratedImage]) -> None:
-        """Pictures made before, oldest first; those that are here already stay where they are."""
-        new = [image for image in images if image not in self.images]
-        if new:
-            for tile, image in zip(self.begin([image.facts.request for image in reversed(new)]), reversed(new), strict=True):
-                self.show(tile, Picture(image.facts.request, image.facts.request.num_inference_steps or 0, generated=image))
+    def add(self, images: list[GeneratedImage]) -> int:
+        """Pictures made before, oldest first; those that are here already stay where they are. How many of the oldest found no room."""
+        with self._changing:
+            new = [image for image in images if image not in self.images]
+            without_room = max(0, len(new) - max(0, MOST_KEPT - len(self.tiles)))
+            if newest := new[without_room:][::-1]:
+                for tile, image in zip(self.begin([image.facts.request for image in newest]), newest, strict=True):
+                    self.show(tile, Picture(image.facts.request, image.facts.request.num_inference_steps or 0, generated=image))
+            return without_room
 
     def show(self, tile: Tile, picture: Picture) -> None:
         """A step or the end of a picture."""
-        tile.show(picture)
-        if tile is self.chosen:
-            self.choose(tile)
+        with self._changing:
+            tile.show(picture)
+            if tile is self.chosen:
+                self.choose(tile)
 
     def drop(self, tiles: list[Tile]) -> None:
         """Pictures that never became any."""
-        self._arrange([tile for tile in self.tiles if tile not in tiles])
-        if self.chosen in tiles:
-            self.choose(self.tiles[0] if self.tiles else None)
+        with self._changing:
+            self._arrange([tile for tile in self.tiles if tile not in tiles])
+            if self.chosen in tiles:
+                self.choose(self.tiles[0] if self.tiles else None)
+            for tile in tiles:
+                tile.close()
 
     def choose(self, tile: Tile | None) -> None:
+        with self._changing:
+            self._choose(tile)
+
+    def _choose(self, tile: Tile | None) -> None:
         if self.chosen is not tile:
             for one, act in ((self.chosen, "remove_class"), (tile, "add_class")):
                 if one is not None:
@@ -116,9 +137,9 @@ class Gallery(widgets.VBox):
         facts = facts_table(tile.request, tile.generated)
         if self.facts.value != facts:
             self.facts.value = facts
-            self.download.value = (
-                "" if tile.generated is None else download_link(tile.generated.png, file_name(tile.request), "Download PNG")
-            )
+        if self._linked is not tile.generated:
+            self._linked = made = tile.generated
+            self.download.value = "" if made is None else download_link(made.png, file_name(tile.request), "Download PNG")
 
     def _arrange(self, tiles: list[Tile]) -> None:
         self.tiles = tiles
@@ -141,7 +162,7 @@ def facts_table(request: ImageRequest, generated: GeneratedImage | None) -> str:
     if generated is not None:
         facts, notes = generated.facts, generated.facts.warnings
         rows |= {"Scheduler": facts.scheduler, "Model": f"{facts.model} ({facts.revision}), {facts.dtype} on {facts.device}"}
-        phases = {name: taken for name, taken in generated.timings.items() if name not in PHASES_NOT_SHOWN and taken >= 0.05}
+        phases = {name: taken for name, taken in generated.timings.items() if taken >= 0.05}
         if phases:
             rows["Time"] = ", ".join(f"{name} {seconds(taken)}" for name, taken in phases.items())
     body = "".join(f'<tr><th scope="row">{name}</th><td>{escape(value)}</td></tr>' for name, value in rows.items())

@@ -69,7 +69,7 @@ class ComparisonGrid(widgets.VBox):
 
     def build(self) -> None:
         """Make the pictures; comes back at once."""
-        if self._work is not None and self._work.running:
+        if (work := self._work) is not None and work.running:
             return
         try:
             requests = self.requests()
@@ -82,12 +82,12 @@ class ComparisonGrid(widgets.VBox):
         self._begin(requests)
 
     def stop(self) -> None:
-        if self._work is not None:
-            self._work.stop()
+        if (work := self._work) is not None:
+            work.stop()
             self.stop_button.disabled = True
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        return self._work is None or self._work.wait(timeout_s)
+        return (work := self._work) is None or work.wait(timeout_s)
 
     def requests(self) -> list[ImageRequest]:
         """Row by row. Raises `ValidationError` and `RefusedRequest`."""
@@ -134,8 +134,8 @@ class ComparisonGrid(widgets.VBox):
             self._shown.pop(place, None)
 
     def _tick(self) -> None:
-        if self._work is not None and self._work.running:
-            self.progress.show(self._work)
+        if (work := self._work) is not None and work.running:
+            self.progress.show(work)
             self._draw()
 
     def _ended(self, work: Work) -> None:
@@ -199,7 +199,7 @@ class ComparisonGrid(widgets.VBox):
             )
         if self.across.value == self.down.value:
             self.down_values.problem = "choose another setting than across"
-        running = self._work is not None and self._work.running
+        running = (work := self._work) is not None and work.running
         self.build_button.disabled = running or bool(self.across_values.problem or self.down_values.problem)
 
     def _refused(self, name: str, values: list[str]) -> str:

@@ -10,7 +10,7 @@ import ipywidgets as widgets
 
 from app import png
 from app.explorer.fields import button, text
-from app.explorer.gallery import Gallery, file_name
+from app.explorer.gallery import MOST_KEPT, Gallery, file_name
 from app.explorer.progress import pictures
 from app.schemas import GeneratedImage
 
@@ -39,40 +39,52 @@ class History(widgets.VBox):
         return self._said
 
     def save(self) -> None:
-        folder = Path(self.folder.value)
+        folder = Path(self.folder.value).expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             began = time.time_ns()
             for number, image in enumerate(reversed(self._gallery.images)):
                 path = folder / _name(image)
                 if not path.exists():
-                    path.write_bytes(image.png)
-                    os.utime(
-                        path, ns=(began, began + number)
-                    )  # their order, also where several are written in one tick of the disk's clock
+                    _write(path, image.png, began + number)
         except OSError as error:
             self._say(f"Could not write to {folder}: {error.strerror}.")
         else:
             self._say(f"{pictures(len(self._gallery.images))} in {folder}")
 
     def load(self) -> None:
-        folder = Path(self.folder.value)
+        folder = Path(self.folder.value).expanduser()
         if not folder.is_dir():
             self._say(f"There is no folder {folder}.")
             return
         found, others = [], 0
-        for path in sorted(folder.glob("*.png"), key=lambda path: path.stat().st_mtime_ns):
+        files = [path for path in folder.glob("*.png") if path.is_file()]
+        for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
             try:
                 data = path.read_bytes()
                 found.append(GeneratedImage(data, png.decode(data)[1]))
             except (png.NotOurPNG, OSError):
                 others += 1
-        self._gallery.add(found)
-        self._say(f"{pictures(len(found))} loaded" + (f"; {others} more could not be read, or were not made here" if others else ""))
+        without_room = self._gallery.add(found)
+        said = [f"{pictures(len(found) - without_room)} loaded"]
+        said += [f"the {without_room} oldest found no room, which is for {MOST_KEPT}"] if without_room else []
+        said += [f"{others} more could not be read, or were not made here"] if others else []
+        self._say("; ".join(said))
 
     def _say(self, said: str) -> None:
         self._said = said
         self.status.value = f'<span role="status">{escape(said)}</span>'
+
+
+def _write(path: Path, data: bytes, modified_ns: int) -> None:
+    """All of it or nothing. The time keeps their order, also where several are written in one tick of the disk's clock."""
+    part = path.with_suffix(".part")
+    try:
+        part.write_bytes(data)
+        os.utime(part, ns=(modified_ns, modified_ns))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _name(image: GeneratedImage) -> str:

@@ -38,6 +38,7 @@ class PromptExplorer(widgets.VBox):
         self.message.add_class("imagine-message")
         self.retry = button("Try again", self.connect)
         self.generate_button = button("Generate", self.generate, primary=True, hint="Make the picture (Enter in the prompt)")
+        self.generate_button.disabled = True  # until there is a form
         self.stop_button = button("Stop", self.stop, hint="Give up the pictures on their way")
         self.progress = ProgressLine()
         self.gallery = Gallery(self.use, self.vary)
@@ -62,7 +63,8 @@ class PromptExplorer(widgets.VBox):
 
     @property
     def running(self) -> bool:
-        return self._work is not None and self._work.running
+        work = self._work  # another thread may end it meanwhile
+        return work is not None and work.running
 
     _problem = ""
 
@@ -83,17 +85,22 @@ class PromptExplorer(widgets.VBox):
         self._start(requests)
 
     def stop(self) -> None:
-        if self._work is not None:
-            self._work.stop()
+        if (work := self._work) is not None:
+            work.stop()
             self.stop_button.disabled = True
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until no picture is on its way; False if that took longer than `timeout_s`."""
-        return self._work is None or self._work.wait(timeout_s)
+        return (work := self._work) is None or work.wait(timeout_s)
 
     def use(self, request: ImageRequest) -> None:
         """Put the settings of a picture into the form."""
-        self.form.show(request)
+        try:
+            self.form.show(request)
+        except RefusedRequest as error:
+            self._complain(sentence(error))
+        else:
+            self._complain("")
 
     def vary(self, request: ImageRequest) -> None:
         """The same settings with the seeds that follow."""
@@ -142,8 +149,8 @@ class PromptExplorer(widgets.VBox):
         work.start()
 
     def _changed(self, tile: Tile, picture: Picture) -> None:
-        if self._work is not None:
-            self.progress.show(self._work)
+        if (work := self._work) is not None:
+            self.progress.show(work)
         self.gallery.show(tile, picture)
 
     def _ended(self, work: Work, tiles: list[Tile]) -> None:
@@ -156,7 +163,7 @@ class PromptExplorer(widgets.VBox):
     def _enable(self, right: bool) -> None:
         """`right` says whether all values are."""
         self.generate_button.disabled = self.running or not right
-        self.stop_button.disabled = self._work is None or self._work.stopping
+        self.stop_button.disabled = (work := self._work) is None or work.stopping
 
     def _complain(self, problem: str) -> None:
         self._problem = problem

@@ -21,10 +21,6 @@ class Picture:
     generated: GeneratedImage | None = None
     error: Exception | None = None
 
-    @property
-    def ended(self) -> bool:
-        return self.generated is not None or self.error is not None
-
 
 class Work:
     """Runs every request in a daemon thread. `changed` is told of every step and every end, `ticked` about twice a second, `ended` once,
@@ -113,17 +109,17 @@ class Work:
             self._changed(number, picture)
 
     def _watch(self) -> None:
-        for thread in self._threads:
-            while thread.is_alive():
-                thread.join(SECONDS_BETWEEN_TICKS)
-                with self._telling:
-                    self._ticked()
         try:
+            for thread in self._threads:
+                while thread.is_alive():
+                    thread.join(SECONDS_BETWEEN_TICKS)
+                    with self._telling:
+                        self._ticked()
             self._ended()
         finally:
             self._over.set()
 
     @property
     def errors(self) -> list[Exception]:
-        """Of the pictures that failed; being stopped is no failure."""
-        return [one.error for one in self.pictures if one.error is not None and not isinstance(one.error, GenerationCancelled)]
+        """Of the pictures that failed; being stopped is no failure, a deadline that passed is."""
+        return [one.error for one in self.pictures if one.error is not None and type(one.error) is not GenerationCancelled]

@@ -1,5 +1,6 @@
 """The gallery saved as PNG files, and loaded from them."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,33 @@ def test_a_folder_that_is_not_there_or_cannot_be_made_is_said(panel: PromptExplo
     panel.history.folder.value = str(tmp_path / "file")
     panel.history.save()
     assert panel.history.said.startswith("Could not write to")
+
+
+def test_a_full_gallery_loses_nothing_to_a_folder_that_holds_more(
+    filled: PromptExplorer, engine: ImageEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("gallery", "history"):
+        monkeypatch.setattr(f"app.explorer.{module}.MOST_KEPT", 3)
+    before = filled.images
+    for seed in range(3):
+        made = engine.generate(ImageRequest(prompt="a star", num_inference_steps=1, seed=seed))
+        (Path(filled.history.folder.value) / f"{seed}.png").write_bytes(made.png)
+    filled.history.load()
+    assert filled.history.said == "3 pictures loaded; the 2 oldest found no room, which is for 3"
+    assert [image.facts.request.seed for image in filled.images[:1]] == [2]
+    assert filled.images[1:] == before
+
+
+def test_a_disk_that_is_full_leaves_no_half_picture(filled: PromptExplorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "small"
+    filled.history.folder.value = str(folder)
+
+    def full(path: Path, data: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    filled.history.save()
+    assert filled.history.said == f"Could not write to {folder}: No space left on device."
+    assert list(folder.iterdir()) == []

@@ -5,6 +5,7 @@ import re
 from io import BytesIO
 
 import pytest
+from ipywidgets.widgets.widget import _instances
 from PIL import Image
 
 from app import png
@@ -200,6 +201,23 @@ def test_the_settings_of_a_picture_are_used_again_and_make_the_same_picture(pane
     assert panel.form.request() == first.facts.request
     panel.generate_button.click()
     assert finished(panel).images[0] == first
+
+
+def test_settings_of_another_model_are_taken_over_but_for_a_noise_scheduler_that_this_one_lacks(panel: PromptExplorer) -> None:
+    scheduler, other = panel.form.scheduler.value, {"prompt": "a boat", "seed": 5, "scheduler": "FlowMatchEulerDiscreteScheduler"}
+    panel.use(panel.form.request().model_copy(update=other))
+    assert panel.problem == "Noise scheduler FlowMatchEulerDiscreteScheduler is none of this model's."
+    assert (panel.form.prompt.value, panel.form.seed.value, panel.form.scheduler.value) == ("a boat", 5, scheduler)
+    panel.form.count.value = 0
+    assert panel.generate_button.disabled, "what is typed is still checked"
+    panel.form.count.value = 1
+    assert not panel.generate_button.disabled
+
+
+def test_pictures_that_leave_the_gallery_leave_no_widgets(panel: PromptExplorer) -> None:
+    before = len(_instances)
+    panel.gallery.drop(panel.gallery.begin(panel.form.requests()))
+    assert len(_instances) == before
 
 
 def test_varying_a_picture_makes_it_with_the_next_four_seeds(panel: PromptExplorer) -> None:
