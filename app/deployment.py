@@ -16,7 +16,9 @@ from app.settings import Settings
 
 MEASURED_STEPS = 4
 BATCH_SIZES = [1, 2, 4, 8, 16, 32, 64]
-GROWS_AT = 0.75  # of a full batch: the ingress never sends more than the replicas have places, so a full one must already be too much
+# Of a full batch: the ingress never sends more than the replicas have places, nor more large ones than three quarters of them, so as
+# many must already be too much.
+GROWS_AT = 0.7
 
 
 class Counts:
@@ -67,7 +69,7 @@ class TextToImage:
         await asyncio.to_thread(self._engine.check_health)
 
     async def introduction(self) -> tuple[Capabilities, float]:
-        """What it can do, and the pixel-steps a second (as the ingress counts them) of a picture alone."""
+        """What it can do, and the pixel-steps a second of a picture of its own size, alone."""
         return self._capabilities, self._rate
 
     async def capabilities(self) -> Capabilities:

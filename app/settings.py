@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     ] = "auto"
     min_replicas: Annotated[int, Field(ge=1, le=99, description="Model replicas that are always up")] = 1
     max_replicas: Annotated[
-        int | None, Field(ge=1, le=99, description="Model replicas under load; 99 on GPUs and as few as possible on a CPU if not given")
+        int | None, Field(ge=1, le=99, description="Model replicas under load; 99 on GPUs and `min_replicas` on a CPU if not given")
     ] = None
     max_batch_size: Annotated[
         int, Field(ge=1, le=64, description="Pictures that a replica makes at once, sharing the denoiser's calls")

@@ -131,7 +131,7 @@ class Line:
         return max(1, int(PLACES_FOR_LARGE * self._places))
 
     def _rate(self, pictures: int) -> float:
-        """Pixel-steps a second of all replicas together."""
+        """Work a second of all replicas together."""
         busy = min(pictures, self.replicas)
         return busy * self._rates.at(min(pictures, self._places) / busy)
 

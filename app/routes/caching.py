@@ -7,10 +7,12 @@ import hashlib
 from typing import Any
 from urllib.parse import urlencode
 
-from app.schemas import Capabilities, ErrorDetail, ImageRequest, RefusedRequest
+from app.schemas import Capabilities, ErrorDetail, Facts, ImageRequest, RefusedRequest
 
 A_YEAR_S = 31_536_000
 LONGEST_ADDRESS = 4_000  # characters: longer ones break clients and proxies, and a prompt in percent signs can be longer
+
+NOT_KEPT = {"Vary": "Accept", "Cache-Control": "no-store"}
 
 
 def etag(request: ImageRequest, capabilities: Capabilities, form: str) -> str:
@@ -35,6 +37,11 @@ def cache_control(*, seeded: bool, permanent: bool, private: bool) -> str:
     if not seeded:
         return "no-store"
     return f"{who}, max-age={A_YEAR_S}, immutable" if permanent else f"{who}, no-cache"
+
+
+def is_by_this_model(facts: Facts, capabilities: Capabilities) -> bool:
+    """While one version follows another, a replica of the one may answer what was asked of the other."""
+    return (facts.revision, facts.versions.get("app")) == (capabilities.revision, capabilities.version)
 
 
 def matches(if_none_match: str, tag: str) -> bool:

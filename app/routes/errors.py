@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
@@ -20,6 +20,7 @@ from app.schemas import DeadlinePassed, ErrorAnswer, ErrorDetail, RefusedRequest
 
 logger = logging.getLogger("ray.serve")
 
+MOST_DETAILS = 20  # a body can break a rule a hundred thousand times
 SOON_S = 2.0  # when to come back if nothing better is known
 REPHRASED = {"extra_forbidden": "is no parameter of this request", "missing": "must be given", "json_invalid": "must be JSON"}
 
@@ -47,19 +48,20 @@ class NotAcceptable(Exception):
 
 
 def invalid_fields(error: RequestValidationError) -> ErrorAnswer:
-    return _refusal([_detail(item) for item in error.errors()])
+    errors = error.errors()
+    return _refusal([_detail(item) for item in errors[:MOST_DETAILS]], more=len(errors) - MOST_DETAILS)
 
 
 def unlike_ours(error: NotOurPNG) -> ErrorAnswer:
     """Of bytes that should be a PNG made here: the field of its settings that breaks a rule, or what it is in place of one."""
     broken = error.__cause__
     if isinstance(broken, ValidationError):
-        return _refusal([_detail({**item, "loc": (FACTS_CHUNK, *item["loc"])}) for item in broken.errors()])
+        return _refusal([_detail({**item, "loc": (FACTS_CHUNK, *item["loc"])}) for item in broken.errors()[:MOST_DETAILS]])
     return _refusal([ErrorDetail(field="body", rule=f"must be a PNG made here: {error}")])
 
 
 def refused_request(error: RefusedRequest) -> ErrorAnswer:
-    return _refusal(list(error.details))
+    return _refusal(list(error.details[:MOST_DETAILS]), more=len(error.details) - MOST_DETAILS)
 
 
 def overloaded(error: Overloaded) -> ErrorAnswer:
@@ -96,6 +98,7 @@ TABLE: dict[type[Exception], tuple[int, Callable[[Any], ErrorAnswer]]] = {
     DeadlineTooShort: (503, deadline_too_short),
     BackPressureError: (503, lambda error: OVERLOADED),
     RayActorError: (503, lambda error: LOST),
+    ObjectLostError: (503, lambda error: LOST),
     DeploymentUnavailableError: (503, lambda error: LOST),
     DeadlinePassed: (504, lambda error: LATE),
     Exception: (500, lambda error: FAILED),
@@ -151,8 +154,9 @@ HANDLERS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] =
 }
 
 
-def _refusal(details: list[ErrorDetail]) -> ErrorAnswer:
-    return ErrorAnswer(error="invalid_request", message="; ".join(map(str, details)), details=details)
+def _refusal(details: list[ErrorDetail], more: int = 0) -> ErrorAnswer:
+    said = "; ".join(map(str, details)) + (f"; and {more} more" if more > 0 else "")
+    return ErrorAnswer(error="invalid_request", message=said, details=details)
 
 
 def _detail(error: Mapping[str, Any]) -> ErrorDetail:

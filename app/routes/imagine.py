@@ -3,7 +3,6 @@
 import asyncio
 import json
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
@@ -87,10 +86,12 @@ async def refuse_repeated(raw: Request) -> None:
             raise RefusedRequest(*(ErrorDetail.of(name, "must be in the body, not in the address", value) for name, value in given))
         body = json.loads(await raw.body() or "null", object_pairs_hook=Pairs)
         given = body if isinstance(body, Pairs) else []
-    counts = Counter(name for name, _ in given)
-    repeated = {name: ", ".join(str(value) for other, value in given if other == name) for name, count in counts.items() if count > 1}
+    values: dict[str, list[Any]] = {}
+    for name, value in given:
+        values.setdefault(name, []).append(value)
+    repeated = {name: ", ".join(map(str, several)) for name, several in values.items() if len(several) > 1}
     if repeated:
-        raise RefusedRequest(*(ErrorDetail.of(name, "must be given once", values) for name, values in repeated.items()))
+        raise RefusedRequest(*(ErrorDetail.of(name, "must be given once", several) for name, several in repeated.items()))
 
 
 def deadline_of(settings: Settings) -> Callable[[float | None], Awaitable[float]]:
@@ -163,6 +164,8 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
         if raw.method == "GET" and seeded and caching.matches(raw.headers.get("if-none-match", ""), tag):
             return Response(status_code=304, headers=headers)
         made = await make(backend, Job((request,), deadline))
+        if not caching.is_by_this_model(made.pictures[0].facts, capabilities):
+            headers = caching.NOT_KEPT
         body = await asyncio.to_thread(body_of, made, form)
         return Response(body, media_type=rendering.media_type(form), headers=headers | facts_headers(made))
 

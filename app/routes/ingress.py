@@ -22,7 +22,7 @@ from app.routes import doors, errors, health, imagine, metrics, openai, openai_e
 from app.routes.admission import Line, Ticket
 from app.routes.backend import Backend, Job
 from app.routes.coalescing import Coalescing
-from app.routes.estimate import Rates
+from app.routes.estimate import Rates, work_of
 from app.routes.replicas import Replicas
 from app.schemas import Capabilities, DeadlinePassed, GeneratedImage, ImageRequest, Queued, Update
 from app.settings import Settings
@@ -67,12 +67,13 @@ class APIIngress:
         return self._capabilities
 
     async def run(self, job: Job) -> AsyncGenerator[Queued | Update]:
-        if self._line is None:
+        if self._line is None or self._capabilities is None:
             raise errors.NotReady
         if self._settings.log_prompts:
             logger.info("asked for %s", [request.model_dump(mode="json", exclude_none=True) for request in job.requests])
         began, done = time.monotonic(), False
-        ticket = self._line.enter(sum(request.pixel_steps for request in job.requests), len(job.requests), job.seconds_left)
+        work = sum(work_of(request, self._capabilities) for request in job.requests)
+        ticket = self._line.enter(work, len(job.requests), job.seconds_left)
         try:
             async with aclosing(self._wait_for_turn(self._line, ticket, job)) as outlooks:
                 async for outlook in outlooks:
@@ -107,7 +108,8 @@ class APIIngress:
         return replace(update, news=replace(update.news, timings=timings))
 
     async def _learn(self) -> None:
-        """A replica answers only once its model has made a picture. After that, how many there are is looked at for ever."""
+        """A replica answers only once its model has made a picture. After that, how many there are and what they can do is looked at for
+        ever: a new ingress may be up before the replicas of its own version are."""
         while self._line is None:
             try:
                 self._capabilities, rate = await self._model.introduction.remote()
@@ -117,16 +119,20 @@ class APIIngress:
         while True:
             try:
                 self._line.changed_replicas(await self._running_replicas())
+                self._capabilities, _ = await asyncio.wait_for(self._model.introduction.remote(), SECONDS_BETWEEN_COUNTS)
+            except TimeoutError:  # all replicas are full, or gone
+                pass
             except NOT_NOW as error:
                 logger.warning("the replicas could not be counted: %s", error)
             await asyncio.sleep(SECONDS_BETWEEN_COUNTS)
 
     def _new_line(self, capabilities: Capabilities, rate: float) -> Line:
         native = ImageRequest(prompt="-").resolved(capabilities)
+        work = work_of(native, capabilities)
         return Line(
             batch=self._settings.max_batch_size,
-            rates=Rates(rate),
-            native_work=native.pixel_steps,
+            rates=Rates(rate * work / native.pixel_steps),
+            native_work=work,
             max_queued=self._settings.max_queued_requests,
             max_queue_s=self._settings.max_queue_s,
         )

@@ -75,6 +75,10 @@ class CountRequests:
         scope.setdefault("state", {})
         try:
             await self._inner(scope, receive, watched)
+        except Exception:
+            if status == 0:  # it becomes an answer further out
+                status, complete, scope["state"]["reason"] = 500, True, "failed"
+            raise
         finally:
             reason = scope["state"].get("reason", "")
             self._counted.answered(_route(scope), _outcome(status, reason) if complete else "left", reason)

@@ -17,7 +17,7 @@ from app.routes.errors import ModelNotFound, openai_shape
 from app.routes.imagine import deadline_of
 from app.routes.openai_fields import FIELDS, GenerationsBody
 from app.routes.stream import Events, event_stream, told_as_events
-from app.schemas import Capabilities, ErrorAnswer, GeneratedImage, ImageRequest, Progress, Queued, Update
+from app.schemas import Capabilities, ErrorAnswer, ErrorDetail, GeneratedImage, ImageRequest, Progress, Queued, RefusedRequest, Update
 from app.settings import Settings
 
 OWNER = "imagine"
@@ -110,13 +110,22 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
         refuse_other_model(body.model, capabilities)
         requests = body.to_requests(capabilities, settings.max_batch_size)
         if body.response_format == "url":
-            scheme = raw.headers.get("x-forwarded-proto", raw.url.scheme)  # what the caller spoke to a proxy that ends its TLS
-            prefix = str(raw.base_url.replace(scheme="https" if scheme == "https" else "http")).rstrip("/")
-            pictures = [Picture(url=caching.permalink(prefix, one, capabilities, body.form), seed=one.seed or 0) for one in requests]
-            return PicturesAnswer(created=int(time.time()), data=pictures, **about(body, requests[0]))
+            return addresses(raw, body, requests, capabilities)
         return await made(raw, backend, body, requests, deadline)
 
     return routes
+
+
+def addresses(raw: Request, body: GenerationsBody, requests: tuple[ImageRequest, ...], capabilities: Capabilities) -> PicturesAnswer:
+    """Permalinks in place of pictures, which nobody makes before they are looked at. Raises `RefusedRequest` for one that is too long."""
+    scheme = raw.headers.get("x-forwarded-proto", raw.url.scheme)  # what the caller spoke to a proxy that ends its TLS
+    prefix = str(raw.base_url.replace(scheme="https" if scheme == "https" else "http")).rstrip("/")
+    urls = [caching.permalink(prefix, one, capabilities, body.form) for one in requests]
+    if (longest := max(map(len, urls))) > caching.LONGEST_ADDRESS:
+        rule = f"must be b64_json for this prompt, whose address would be {longest} characters long"
+        raise RefusedRequest(ErrorDetail.of("response_format", rule, "url"))
+    pictures = [Picture(url=url, seed=one.seed or 0) for url, one in zip(urls, requests, strict=True)]
+    return PicturesAnswer(created=int(time.time()), data=pictures, **about(body, requests[0]))
 
 
 async def made(

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TypeVar
 
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -37,7 +37,7 @@ class Replicas:
                         if heard.is_new(update):
                             yield update
                 return
-            except (RayActorError, DeploymentUnavailableError):
+            except (RayActorError, ObjectLostError, DeploymentUnavailableError):  # a picture can be lost with its node after it was made
                 if tries == self._max_tries:
                     raise
             logger.warning("a replica went away while it made a picture; asking another one")

@@ -9,6 +9,7 @@
 | `error` | the JSON of an error answer, the last one if the picture failed on its way |
 """
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncGenerator, Callable
@@ -87,7 +88,7 @@ async def _from_the_first(
 async def told_as_events(backend: Backend, job: Job, event: Callable[[Queued | Update], ServerSentEvent]) -> Events:
     async with aclosing(backend.run(job)) as told:
         async for news in told:
-            yield event(news)
+            yield await asyncio.to_thread(event, news)  # which may encode a picture
 
 
 def native_event(told: Queued | Update) -> ServerSentEvent:

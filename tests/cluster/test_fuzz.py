@@ -14,8 +14,11 @@ def test_every_answer_is_one_the_document_promises_and_nothing_is_left_running(
     serve_tiny("fuzzed", **fuzz.LIMITS)
     try:
         ImagineClient(f"{cluster}/fuzzed").wait_until_ready(timeout_s=120)
+        at_the_start = serving.rows_of("fuzzed")
         assert fuzz.fuzz(f"{cluster}/fuzzed", cases=20, seed=1, timeout_s=200) == 0, capfd.readouterr().out
         assert "11 selected / 11 total" in capfd.readouterr().out
+
+        assert serving.rows_of("fuzzed") > at_the_start, "it refused everything"
 
         def is_quiet() -> bool:
             before = serving.rows_of("fuzzed")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Callable
 from io import BytesIO
 from urllib.parse import parse_qs, urlsplit
 
@@ -77,6 +78,22 @@ def test_a_bad_body_is_refused_naming_what_is_wrong(
     assert rule in detail.rule
 
 
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ("".join(f', "a{number}": 1, "a{number}": 2' for number in range(30_000)), "must be given once"),
+        ("".join(f', "a{number}": 1' for number in range(30_000)), "is no parameter of this request"),
+    ],
+    ids=["names twice", "names that nobody knows"],
+)
+def test_a_body_that_breaks_rules_thirty_thousand_times_is_refused_in_brief(client: ImagineClient, fields: str, rule: str) -> None:
+    body, kind = f'{{"prompt": "a star"{fields}}}'.encode(), {"Content-Type": "application/json"}
+    answer = requests.post(f"{client.base_url}/imagine", body, headers=kind, timeout=30)
+    told = ErrorAnswer.model_validate_json(answer.content)
+    assert (answer.status_code, {detail.rule for detail in told.details}, len(told.details)) == (422, {rule}, 20)
+    assert told.message.endswith("; and 29980 more")
+
+
 def test_what_is_asked_in_a_body_is_not_asked_in_the_address_too(client: ImagineClient) -> None:
     answer = requests.post(f"{client.base_url}/imagine?seed=5", json={"prompt": "a"}, timeout=30)
     (detail,) = ErrorAnswer.model_validate_json(answer.content).details
@@ -104,10 +121,11 @@ def test_a_prompt_of_ten_megabytes_in_the_address_is_refused(client: ImagineClie
     assert status in (400, 414, 422, 431)
 
 
-def test_who_has_the_picture_is_not_sent_it_again(client: ImagineClient) -> None:
-    first = imagine(client, **SHORT)
+def test_who_has_the_picture_is_not_sent_it_again(client: ImagineClient, denoiser_rows: Callable[[], int]) -> None:
+    first, rows = imagine(client, **SHORT), denoiser_rows()
     again = requests.get(f"{client.base_url}/imagine", SHORT, headers={"If-None-Match": f'"other", {first.headers["ETag"]}'}, timeout=60)
     assert (again.status_code, again.content) == (304, b"")
+    assert denoiser_rows() == rows, "nothing was made for it"
     assert first.headers["ETag"].startswith("W/")
     other = requests.get(
         f"{client.base_url}/imagine", SHORT, headers={"If-None-Match": first.headers["ETag"], "Accept": "image/webp"}, timeout=60

@@ -73,6 +73,12 @@ def test_a_url_is_where_the_picture_is(spoken: openai.OpenAI, client: ImagineCli
     assert "immutable" in fetched.headers["Cache-Control"]
 
 
+def test_a_url_too_long_for_clients_and_proxies_is_refused(spoken: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="must be b64_json for this prompt") as refused:
+        spoken.images.generate(prompt="红" * 1000, response_format="url")
+    assert refused.value.param == "response_format"
+
+
 def test_behind_a_proxy_that_ends_tls_the_url_is_what_its_caller_spoke(client: ImagineClient) -> None:
     body = {"prompt": "a star", "response_format": "url"}
     answer = requests.post(f"{client.base_url}/v1/images/generations", json=body, headers={"X-Forwarded-Proto": "https"}, timeout=60)

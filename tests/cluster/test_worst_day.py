@@ -143,12 +143,13 @@ def test_a_dead_replica_loses_nothing(client: ImagineClient, denoiser_rows: Call
         ImageRequest(prompt=f"a {colour} star", num_inference_steps=20, seed=seed) for seed, colour in enumerate(["red", "blue", "pink"])
     ]
     expected = [client.generate(one).image for one in asked]
+    impatient = ImagineClient(client.base_url, retries=0)
 
     def ask(number: int) -> float:
         """Every other one in a stream, whose steps must come once each."""
         steps: list[int] = []
         request = asked[number % len(asked)]
-        made = client.generate(request, (lambda progress: steps.append(progress.step)) if number % 2 else None)
+        made = impatient.generate(request, (lambda progress: steps.append(progress.step)) if number % 2 else None)
         assert steps == (list(range(1, 21)) if number % 2 else [])
         return float(np.abs(pixels(made.image) - pixels(expected[number % len(asked)])).max())
 
@@ -180,8 +181,8 @@ def test_a_dead_replica_loses_nothing(client: ImagineClient, denoiser_rows: Call
 
 @pytest.fixture(scope="module")
 def narrow(cluster: str, client: ImagineClient) -> Iterator[ImagineClient]:
-    """One picture at a time, two may wait, and a token opens it."""
-    serve_tiny("narrow", max_queued_requests=2, max_batch_size=1, tokens=",".join(TOKENS), max_tries=1)
+    """One picture at a time, two may wait, a token opens it, and it logs prompts."""
+    serve_tiny("narrow", max_queued_requests=2, max_batch_size=1, tokens=",".join(TOKENS), max_tries=1, log_prompts=True)
     narrow = ImagineClient(f"{cluster}/narrow", TOKENS[1], retries=20)
     narrow.wait_until_ready(timeout_s=120)
     yield narrow
@@ -261,16 +262,24 @@ def test_a_deadline_that_passes_in_the_middle_is_a_504(client: ImagineClient) ->
         one.cancel()
 
 
+def logs_with(word: str, session_folder: Path) -> list[Path]:
+    logs = [path for path in (session_folder / "logs").rglob("*") if path.is_file()]
+    return [path for path in logs if word in path.read_text(errors="replace")]
+
+
 def test_prompts_are_in_no_log(narrow: ImagineClient, client: ImagineClient, session_folder: Path) -> None:
     bodies: list[dict[str, Any]] = [{"prompt": SECRET, "num_inference_steps": 1}, {"prompt": SECRET, "seed": "x"}]
     for fields in bodies:
         requests.get(f"{client.base_url}/imagine", fields, timeout=60)
         requests.post(f"{client.base_url}/imagine", json=fields, timeout=60)
         requests.get(f"{client.base_url}/imagine/stream", fields, timeout=60)
-    logs = [path for path in (session_folder / "logs").rglob("*") if path.is_file()]
-    assert any("/imagine" in path.read_text(errors="replace") for path in logs), "the log does tell of requests"
-    words = SECRET.split()
-    assert [path for path in logs if words[0] in path.read_text(errors="replace")] == []
+    assert logs_with("/imagine", session_folder), "the log does tell of requests"
+    assert logs_with(SECRET.split()[0], session_folder) == []
+
+
+def test_prompts_are_in_the_log_if_asked_for(narrow: ImagineClient, session_folder: Path) -> None:
+    with_token(narrow, prompt="quinces under a lamp", num_inference_steps=1)
+    eventually(lambda: bool(logs_with("quinces", session_folder)))
 
 
 def test_everything_is_counted(client: ImagineClient) -> None:

@@ -2,14 +2,16 @@
 
 import pytest
 
+from app.engine.engine import ImageEngine
 from app.routes.admission import DeadlineTooShort, Line, Overloaded, Ticket
-from app.routes.estimate import Load, Rates, simulate
+from app.routes.estimate import Load, Rates, simulate, work_of
+from app.schemas import ImageRequest
 
 FOREVER = 1e9
 
 
 class Service:
-    """A `Line` whose running requests do `rate` pixel-steps a second together. Small work is 10, and the model's own picture 20."""
+    """A `Line` whose running requests do `rate` work a second together. Small work is 10, and the model's own picture 20."""
 
     def __init__(self, batch: int = 2, rate: float = 10.0, max_queued: int = 64, max_queue_s: float = 30.0) -> None:
         self.now, self.rate = 0.0, rate
@@ -189,3 +191,13 @@ def test_a_simulation_shares_the_rate_among_the_pictures_that_run() -> None:
     times = simulate([Load(10, 1)], [Load(10, 1), Load(10, 1)], places=2, places_for_large=2, rate=lambda pictures: 10)
     assert [one.start for one in times] == pytest.approx([0, 2])
     assert [one.end for one in times] == pytest.approx([2, 3])
+
+
+def test_a_small_picture_counts_for_more_than_its_pixels(engine: ImageEngine) -> None:
+    """What was learned from small pictures is used for large ones: by pixels alone those would be promised far too late."""
+    small, own, large = (
+        work_of(ImageRequest(prompt="-", width=side, height=side, num_inference_steps=10, guidance_scale=3, seed=0), engine.capabilities)
+        for side in (64, 128, 256)
+    )
+    assert small / own == pytest.approx(0.5)
+    assert large / own == pytest.approx(3)

@@ -1,0 +1,44 @@
+"""How a request is counted that ends without an answer of its own. `tests/cluster` reads the rest where Prometheus does."""
+
+import asyncio
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from app.routes.metrics import CountRequests, Metrics
+
+
+class Noting(Metrics):
+    def __init__(self) -> None:
+        self.noted: list[tuple[str, str, str]] = []
+
+    def answered(self, route: str, outcome: str, reason: str) -> None:
+        self.noted.append((route, outcome, reason))
+
+
+async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+    raise ZeroDivisionError
+
+
+async def fails_half_way(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    raise ZeroDivisionError
+
+
+async def is_left(scope: Scope, receive: Receive, send: Send) -> None:
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize(("inner", "outcome", "reason"), [(fails, "failed", "failed"), (fails_half_way, "left", ""), (is_left, "left", "")])
+def test_an_error_before_the_answer_is_a_failure_and_no_caller_that_left(inner: object, outcome: str, reason: str) -> None:
+    counted = Noting()
+
+    async def receive() -> Message:
+        raise NotImplementedError
+
+    async def send(message: Message) -> None:
+        pass
+
+    with pytest.raises((ZeroDivisionError, asyncio.CancelledError)):
+        asyncio.run(CountRequests(inner, counted)({"type": "http"}, receive, send))  # type: ignore[arg-type]  # any of the three above
+    assert counted.noted == [("unknown", outcome, reason)]

@@ -1,0 +1,110 @@
+"""A job goes on to the next replica when one dies. Here they die when they are told to; `tests/cluster` kills real ones."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Generator
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+
+from app.routes.backend import Job
+from app.routes.replicas import Replicas
+from app.schemas import DeadlinePassed, Facts, GeneratedImage, ImageRequest, Progress, Update
+
+STAR = ImageRequest(prompt="a star", seed=1, num_inference_steps=3)
+FACTS = Facts(request=STAR, model="", revision="", pipeline="", scheduler="", dtype="", device="", versions={})
+PICTURE = GeneratedImage(b"a picture", FACTS)
+
+
+class Answer:
+    """What a handle gives: a response, or a stream whose replica may die or hang after the second step."""
+
+    def __init__(self, *, dies: bool, hangs: bool) -> None:
+        self._dies, self._hangs, self._news, self.cancelled = dies, hangs, self._stream(), False
+
+    def __await__(self) -> Generator[Any, Any, list[GeneratedImage]]:
+        return self._response().__await__()
+
+    async def __anext__(self) -> Update:
+        return await anext(self._news)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    async def _response(self) -> list[GeneratedImage]:
+        await self._trouble()
+        return [PICTURE]
+
+    async def _stream(self) -> AsyncGenerator[Update]:
+        for step in (1, 2):
+            yield Update(0, Progress(step, 3))
+        await self._trouble()
+        yield Update(0, Progress(3, 3))
+        yield Update(0, PICTURE)
+
+    async def _trouble(self) -> None:
+        if self._dies:
+            raise ActorDiedError
+        if self._hangs:
+            await asyncio.Event().wait()
+
+
+class Model:
+    """A handle of a deployment. The first `dying` replicas that are asked die."""
+
+    def __init__(self, dying: int = 0, *, hangs: bool = False) -> None:
+        self.dying, self.hangs, self.answers = dying, hangs, list[Answer]()
+        self.generate = self.stream = self
+
+    def options(self, *, stream: bool) -> "Model":
+        return self
+
+    def remote(self, requests: list[ImageRequest], *how: float | bool) -> Answer:
+        self.answers.append(Answer(dies=len(self.answers) < self.dying, hangs=self.hangs))
+        return self.answers[-1]
+
+
+def told(model: Model, max_tries: int, *, steps: bool = False, given_s: float = 60.0) -> tuple[list[Update], int]:
+    """All that a job tells, and how often another replica was asked."""
+    retries: list[None] = []
+
+    async def run() -> list[Update]:
+        replicas = Replicas(model, max_tries, lambda: retries.append(None))
+        return [update async for update in replicas.run(Job((STAR,), time.monotonic() + given_s, steps=steps))]
+
+    return asyncio.run(asyncio.wait_for(run(), 30)), len(retries)
+
+
+@pytest.mark.parametrize("dying", [0, 1, 2])
+def test_the_next_replica_is_asked_for_what_a_dead_one_was(dying: int) -> None:
+    assert told(Model(dying), max_tries=3) == ([Update(0, PICTURE)], dying)
+
+
+def test_in_a_stream_every_step_is_told_once_however_often_it_was_made() -> None:
+    updates, retries = told(Model(dying=2), max_tries=3, steps=True)
+    assert [update.news for update in updates] == [*(Progress(step, 3) for step in (1, 2, 3)), PICTURE]
+    assert retries == 2
+
+
+@pytest.mark.parametrize("steps", [False, True], ids=["at once", "in a stream"])
+def test_no_more_replicas_are_asked_than_agreed(steps: bool) -> None:
+    model = Model(dying=100)
+    with pytest.raises(ActorDiedError):
+        told(model, max_tries=3, steps=steps)
+    assert len(model.answers) == 3
+
+
+def test_at_the_deadline_no_further_replica_is_asked() -> None:
+    model = Model(dying=100)
+    with pytest.raises(DeadlinePassed):
+        told(model, max_tries=1000, given_s=0.5)
+    assert 1 <= len(model.answers) < 10
+
+
+@pytest.mark.parametrize("steps", [False, True], ids=["at once", "in a stream"])
+def test_a_replica_that_has_not_answered_by_the_deadline_is_told_to_stop(steps: bool) -> None:
+    model = Model(dying=1, hangs=True)
+    with pytest.raises(DeadlinePassed):
+        told(model, max_tries=3, steps=steps, given_s=1.0)
+    assert [answer.cancelled for answer in model.answers] == [True, True]
