@@ -45,7 +45,7 @@ P95Option = Annotated[float, typer.Option("--p95-limit-s", min=0.001, help="Long
 TimeoutOption = Annotated[float, typer.Option("--timeout-s", min=0, help="How long a version may take to come up.")]
 PollOption = Annotated[float, typer.Option("--poll-s", min=0.01, help="Seconds between two looks at the state.")]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Change nothing; tell what would be done.")]
-YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Needed: it ends for everybody who calls it.")]
 
 
 def overrides(assignments: Sequence[str] | None) -> dict[str, str]:

@@ -208,7 +208,7 @@ class Rollout:
         old = before.primary if before else None
         if before is None or old is None or old.name == self._version:
             self._tell.say(
-                "there is no version before it to go back to, so it was left as it is. To end it: python scripts/rollout.py terminate"
+                "there is no version before it to go back to, so it was left as it is. To end it: python scripts/rollout.py terminate --yes"
             )
             return Exit.STUCK
         healthy = {"RUNNING", before.state}
