@@ -176,7 +176,7 @@ class Batcher:
     def _next_calls(self) -> list[Call]:
         """Those that the policy picks, if any is due. What is no step goes first."""
         others = [call for call in self._calls if not call.shared.is_denoiser]
-        in_loop = {task for task in self._tasks if task.steps is not None} - {call.task for call in others}
+        in_loop = {task for task in self._tasks if task.step_kind is not None} - {call.task for call in others}
         to_come = self._kinds_to_come()
         if others and not in_loop and not self._calls_aside:
             return [] if None in to_come else self._pick(_by_kind(others))
@@ -209,7 +209,7 @@ class Batcher:
     def _kinds_to_come(self) -> set[Hashable | None]:
         """Of the next calls of requests whose callers are being told of a step, none for a decoding. Who takes long is not waited for."""
         long_ago = time.monotonic() - PATIENCE_S
-        return {task.steps for task in self._tasks if task.telling_since > long_ago}
+        return {task.step_kind for task in self._tasks if task.telling_since > long_ago}
 
     def _compute_aside(self, call: Call) -> None:
         start = time.monotonic()

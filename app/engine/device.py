@@ -110,7 +110,8 @@ class Device:
             for shared in [calls] if joined else [[call] for call in calls]:
                 self._on_batch(Batch(len(shared), sum(call.arguments.rows for call in shared), seconds * len(shared) / len(calls)))
         for call, output in zip(calls, outputs, strict=True):
-            call.task.steps = call.kind if call.shared.is_denoiser else call.task.steps
+            if call.shared.is_denoiser:
+                call.task.step_kind = call.kind
             call.future.set_result(output)
 
     def _joined(self, calls: list[Call]) -> list[Any]:

@@ -39,12 +39,13 @@ class FairShare:
         """The calls that go next. `ready` holds those that wait, by signature, and is not empty."""
         ahead = {kind: seconds for kind, seconds in self._seconds.items() if seconds > self._now}
         self._seconds = dict.fromkeys(ready, self._now) | ahead
-        due = [kind for kind in ready if self._known(kind).passed_by > MUCH_LONGER * self._known(kind).seconds]
+        known = {kind: self._known(kind) for kind in ready}
+        due = [kind for kind in ready if known[kind].passed_by > MUCH_LONGER * known[kind].seconds]
         kind = min(due or ready, key=lambda kind: (self._seconds[kind], min(call.since for call in ready[kind])))
         self._now = self._seconds[kind] = min(self._seconds[kind] for kind in ready)
         self._sharing, self._passed = len(ready[kind]), set(ready) - {kind}
-        self._known(kind).passed_by = 0.0
-        return sorted(ready[kind], key=lambda call: call.since)[: self._known(kind).next(len(ready[kind]))]
+        known[kind].passed_by = 0.0
+        return sorted(ready[kind], key=lambda call: call.since)[: known[kind].next(len(ready[kind]))]
 
     def took(self, kind: Hashable, seconds: float, *, joined: int | None = None) -> None:
         """Calls of this kind were on the device for so long. With `joined`, that many as one: something to learn from."""

@@ -94,7 +94,7 @@ class Run:
 
     def _after_step(self, task: Task, pipe: DiffusionPipeline, step: int, timestep: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
         if step == pipe.num_timesteps - 1:
-            task.steps = None
+            task.step_kind = None
             self._loop_ended = time.monotonic()
         task.stop_if_asked()
         if self._on_progress is not None:

@@ -30,7 +30,7 @@ class Task:
         self._waits_for: Future[Any] | None = None
         self._greenlet: greenlet | None = None
         self.loop_began: float | None = None  # when the denoiser was called first
-        self.steps: Hashable | None = None  # the kind of its steps, while it is between two of them
+        self.step_kind: Hashable | None = None  # while it is between two steps
         self.telling_since = -math.inf  # if it waits for its caller
 
     def result(self, on_told: Callable[[], None]) -> Any:  # noqa: ANN401

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request, Response
@@ -48,20 +48,19 @@ class NotAcceptable(Exception):
 
 
 def invalid_fields(error: RequestValidationError) -> ErrorAnswer:
-    errors = error.errors()
-    return _refusal([_detail(item) for item in errors[:MOST_DETAILS]], more=len(errors) - MOST_DETAILS)
+    return _refusal(error.errors(), _detail)
 
 
 def unlike_ours(error: NotOurPNG) -> ErrorAnswer:
     """Of bytes that should be a PNG made here: the field of its settings that breaks a rule, or what it is in place of one."""
     broken = error.__cause__
     if isinstance(broken, ValidationError):
-        return _refusal([_detail({**item, "loc": (FACTS_CHUNK, *item["loc"])}) for item in broken.errors()[:MOST_DETAILS]])
+        return _refusal(broken.errors(), lambda item: _detail({**item, "loc": (FACTS_CHUNK, *item["loc"])}))
     return _refusal([ErrorDetail(field="body", rule=f"must be a PNG made here: {error}")])
 
 
 def refused_request(error: RefusedRequest) -> ErrorAnswer:
-    return _refusal(list(error.details[:MOST_DETAILS]), more=len(error.details) - MOST_DETAILS)
+    return _refusal(error.details)
 
 
 def overloaded(error: Overloaded) -> ErrorAnswer:
@@ -154,9 +153,12 @@ HANDLERS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] =
 }
 
 
-def _refusal(details: list[ErrorDetail], more: int = 0) -> ErrorAnswer:
-    said = "; ".join(map(str, details)) + (f"; and {more} more" if more > 0 else "")
-    return ErrorAnswer(error="invalid_request", message=said, details=details)
+def _refusal(broken: Sequence[Any], detail_of: Callable[[Any], ErrorDetail] = lambda detail: detail) -> ErrorAnswer:
+    details = [detail_of(one) for one in broken[:MOST_DETAILS]]
+    more = len(broken) - len(details)
+    return ErrorAnswer(
+        error="invalid_request", message="; ".join(map(str, details)) + (f"; and {more} more" if more else ""), details=details
+    )
 
 
 def _detail(error: Mapping[str, Any]) -> ErrorDetail:
