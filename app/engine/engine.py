@@ -1,16 +1,13 @@
 """`ImageEngine`: many requests at once on one stock diffusers pipeline, each with the picture it would have had alone."""
 
-import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import nn
 
 from app import png
 from app.editing import EditRequest
@@ -19,6 +16,7 @@ from app.engine.checkpoint import Checkpoint, call_parameters, capabilities_of, 
 from app.engine.device import Batch
 from app.engine.preview import Preview
 from app.engine.run import ProgressCallback, Run
+from app.engine.sharing import shared
 from app.engine.task import StopReason
 from app.engine.threads import single_threaded
 from app.schemas import (
@@ -65,7 +63,7 @@ class ImageEngine:
         self._batcher = Batcher(max_batch_size if shares else 1, cpu_threads or torch.get_num_threads(), on_batch)
         self._in_doubt = False  # since the last picture failed
         self._undo = ExitStack()
-        self._undo.enter_context(_shared(pipe, self._batcher))
+        self._undo.enter_context(shared(pipe, self._batcher))
 
     def generate(
         self,
@@ -122,59 +120,6 @@ def _preview_of(pipe: DiffusionPipeline) -> Preview | None:
     except (AttributeError, RuntimeError, ValueError) as error:
         logger.warning("%s gets no previews: %s", type(pipe).__name__, error)
         return None
-
-
-@contextmanager
-def _shared(pipe: DiffusionPipeline, batcher: Batcher) -> Iterator[None]:
-    """Calls of the denoiser, the text encoders and the autoencoder go through `batcher`."""
-    replaced: dict[tuple[nn.Module, str], Callable[..., Any]] = {}
-    if (denoiser := denoiser_of(pipe)) is not None:
-        replaced[denoiser, "forward"] = batcher.share(denoiser, "forward", is_denoiser=True)
-    for name, part in pipe.components.items():
-        if name.startswith("text_encoder") and isinstance(part, nn.Module):
-            replaced[part, "forward"] = batcher.share(part, "forward")
-    vae: Any = getattr(pipe, "vae", None)
-    if isinstance(vae, nn.Module):
-        decode = _in_tiles_if_out_of_memory(vae)
-        replaced[vae, "decode"] = decode
-        # In half precision some pipelines change its type around a call, and nobody else's may come between.
-        if vae.dtype == torch.float32:
-            replaced[vae, "decode"] = batcher.share(vae, "decode", alone=decode)
-            replaced[vae, "encode"] = batcher.share(vae, "encode", joins=False)
-    before = {(module, name): vars(module).get(name) for module, name in replaced}
-    for (module, name), method in replaced.items():
-        setattr(module, name, method)
-    try:
-        yield
-    finally:
-        for (module, name), own in before.items():
-            delattr(module, name) if own is None else setattr(module, name, own)
-
-
-def _in_tiles_if_out_of_memory(vae: Any) -> Callable[..., Any]:  # noqa: ANN401
-    """Its `decode`. That has the highest peak of memory; in tiles it needs less and shows faint seams."""
-    decode: Callable[..., Any] = vae.decode
-    dtype = vae.dtype
-
-    @functools.wraps(decode)
-    def decode_or_tile(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        try:
-            return decode(*args, **kwargs)
-        except torch.OutOfMemoryError:
-            if not hasattr(vae, "enable_tiling"):
-                raise
-        # Outside of the except clause: its traceback holds tensors, and only once it is gone is there room.
-        torch.cuda.empty_cache()
-        vae.enable_tiling()
-        try:
-            return decode(*args, **kwargs)
-        except torch.OutOfMemoryError:
-            vae.to(dtype=dtype)  # some pipelines change it for the call, and back only if that succeeds
-            raise
-        finally:
-            vae.disable_tiling()
-
-    return decode_or_tile
 
 
 def _stop_reason(cancel: threading.Event | None, timeout_s: float | None) -> StopReason:

@@ -6,14 +6,17 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from app.editing import EditRequest
+from app.engine.checkpoint import denoiser_of
 from app.schemas import Capabilities, Facts, ImageRequest
 
 MARKS = 2  # tokens around a text
 
 
 def facts_of(request: ImageRequest, capabilities: Capabilities, pipe: DiffusionPipeline) -> Facts:
-    # As the pipeline's own `dtype` and `device`, which look through all of its parameters each time.
-    first = next(parameter for part in vars(pipe).values() if isinstance(part, nn.Module) for parameter in part.parameters())
+    # Not the pipeline's own `dtype` and `device`: they look through all parameters each time, and begin with the autoencoder, whose type
+    # can be another one.
+    parts = (denoiser_of(pipe), *vars(pipe).values())
+    first = next(parameter for part in parts if isinstance(part, nn.Module) for parameter in part.parameters())
     return Facts(
         request=request.plain() if isinstance(request, EditRequest) else request,
         model=capabilities.model,
