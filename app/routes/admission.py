@@ -14,7 +14,7 @@ from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from app.routes.estimate import Load, Rates, Times, next_to_start, simulate
+from app.routes.estimate import Load, Rates, Room, Times, next_to_start, simulate
 from app.schemas import Queued
 
 LARGE = 2.0  # times the work of the model's own default picture
@@ -126,9 +126,8 @@ class Line:
     def _places(self) -> int:
         return self._batch * self.replicas
 
-    @property
-    def _places_for_large(self) -> int:
-        return max(1, int(PLACES_FOR_LARGE * self._places))
+    def _room(self) -> Room:
+        return Room(self._places, max(1, int(PLACES_FOR_LARGE * self._places)))
 
     def _rate(self, pictures: int) -> float:
         """Work a second of all replicas together."""
@@ -136,7 +135,7 @@ class Line:
         return busy * self._rates.at(min(pictures, self._places) / busy)
 
     def _simulate(self, order: list[Ticket]) -> list[Times]:
-        return simulate(self._running, order, self._places, self._places_for_large, self._rate)
+        return simulate(self._running, order, self._room(), self._rate)
 
     def _refuse_if_full(self, times: dict[Ticket, Times], ticket: Ticket) -> None:
         wait = times[ticket].start
@@ -155,7 +154,11 @@ class Line:
 
     def _start_next(self) -> None:
         self._forecast_at = -1.0
-        while ticket := next_to_start(self._waiting, self._running, self._places, self._places_for_large):
+        room = self._room()
+        for running in self._running:
+            room.take(running)
+        while ticket := next_to_start(self._waiting, room):
+            room.take(ticket)
             self._waiting.remove(ticket)
             ticket.started_at, ticket.crowd_before = self._clock(), self._crowd
             self._running.append(ticket)

@@ -1,12 +1,16 @@
 """How long work will take: measured rates, and a simulation of the queue. Knows no clock but the seconds it is given."""
 
-from collections.abc import Callable, Sequence
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from app.schemas import Capabilities, ImageRequest
 
 NEWEST_WEIGHS = 0.25
+SAME = 1 + 1e-9  # apart by rounding alone
 OF_EVERY_STEP = 0.5  # what a step costs at any size, as a share of the model's own: 0.2 in a full batch to 0.9 alone, for the bundled one
 
 
@@ -51,47 +55,77 @@ class Times:
     end: float
 
 
-def fits(load: Load, running: Sequence[Load], places: int, places_for_large: int) -> bool:
-    """Whether there is room beside those that run. More pictures than there are places start when nothing else runs."""
-    taken = sum(other.pictures for other in running)
-    taken_by_large = sum(other.pictures for other in running if other.large)
-    return taken == 0 or (
-        taken + load.pictures <= places and (not load.large or taken_by_large == 0 or taken_by_large + load.pictures <= places_for_large)
-    )
+@dataclass(slots=True)
+class Room:
+    """Places for pictures, how many of them may be large, and how many are taken."""
+
+    places: int
+    places_for_large: int
+    taken: int = 0
+    taken_by_large: int = 0
+
+    def fits(self, load: Load) -> bool:
+        """More pictures than there are places start when nothing else runs, more large ones than may be when no other large one does."""
+        fits_large = not load.large or self.taken_by_large == 0 or self.taken_by_large + load.pictures <= self.places_for_large
+        return self.taken == 0 or (self.has_places_for(load) and fits_large)
+
+    def has_places_for(self, load: Load) -> bool:
+        return self.taken + load.pictures <= self.places
+
+    def take(self, load: Load) -> None:
+        self.taken += load.pictures
+        self.taken_by_large += load.large * load.pictures
+
+    def leave(self, load: Load) -> None:
+        self.taken -= load.pictures
+        self.taken_by_large -= load.large * load.pictures
 
 
 L = TypeVar("L", bound=Load)
 
 
-def next_to_start(waiting: Sequence[L], running: Sequence[Load], places: int, places_for_large: int) -> L | None:
+def next_to_start(waiting: Iterable[L], room: Room) -> L | None:
     """The first that fits; only those that find too many large ones running are passed by."""
     for load in waiting:
-        if fits(load, running, places, places_for_large):
+        if room.fits(load):
             return load
-        if not load.large or not fits(Load(load.work, load.pictures), running, places, places_for_large):
+        if not (load.large and room.has_places_for(load)):
             return None
     return None
 
 
-def simulate(
-    running: Sequence[Load], waiting: Sequence[Load], places: int, places_for_large: int, rate: Callable[[int], float]
-) -> list[Times]:
-    """When each of `waiting` starts and ends, if nothing else comes. `rate` is of all replicas, by the number of pictures at once."""
-    now, inside = 0.0, [Load(load.work, load.pictures, load.large) for load in running]
-    queue = [Load(load.work, load.pictures, load.large) for load in waiting]
-    starts, ends = {id(load): 0.0 for load in queue}, {id(load): 0.0 for load in queue}
-    left = list(queue)
-    while left or any(id(load) in starts for load in inside):
-        while chosen := next_to_start(left, inside, places, places_for_large):
+def simulate(running: Iterable[Load], waiting: Iterable[Load], room: Room, rate: Callable[[int], float]) -> list[Times]:
+    """When each of `waiting` starts and ends, if nothing else comes to `room`, which is empty yet. `rate` is of all replicas, by the number
+    of pictures at once.
+
+    Each picture that runs gets the same share of the rate, so in what each has had since now, the order of the ends is known from the start
+    (the virtual time of fair queueing).
+    """
+    now = had = 0.0  # seconds, and the work that each picture has had
+    number = itertools.count()  # who came first, among equals
+    inside: list[tuple[float, int, Load]] = []  # a heap: what each will have had at its end
+    left = deque(waiting)
+    times = {id(load): Times(0.0, 0.0) for load in left}
+    to_end = len(left)
+
+    def start(load: Load) -> None:
+        room.take(load)
+        heapq.heappush(inside, (had + load.work / load.pictures, next(number), load))
+
+    for load in running:
+        start(load)
+    order = list(left)
+    while to_end:
+        while chosen := next_to_start(left, room):
             left.remove(chosen)
-            starts[id(chosen)] = now
-            inside.append(chosen)
-        share = rate(sum(load.pictures for load in inside)) / sum(load.pictures for load in inside)  # work a second for a picture
-        passes = min(load.work / (load.pictures * share) for load in inside)
-        now += passes
-        for load in inside:
-            load.work -= passes * load.pictures * share
-        for load in [load for load in inside if load.work <= 1e-6 * share]:
-            ends[id(load)] = now
-            inside.remove(load)
-    return [Times(starts[id(load)], ends[id(load)]) for load in queue]
+            times[id(chosen)] = Times(now, now)
+            start(chosen)
+        now += (inside[0][0] - had) * room.taken / rate(room.taken)
+        had = inside[0][0]
+        while inside and inside[0][0] <= had * SAME:
+            _, _, load = heapq.heappop(inside)
+            room.leave(load)
+            if id(load) in times:
+                times[id(load)] = Times(times[id(load)].start, now)
+                to_end -= 1
+    return [times[id(load)] for load in order]

@@ -4,7 +4,7 @@ import pytest
 
 from app.engine.engine import ImageEngine
 from app.routes.admission import DeadlineTooShort, Line, Overloaded, Ticket
-from app.routes.estimate import Load, Rates, simulate, work_of
+from app.routes.estimate import Load, Rates, Room, simulate, work_of
 from app.schemas import ImageRequest
 
 FOREVER = 1e9
@@ -188,7 +188,7 @@ def test_the_rate_of_a_crowd_is_told_from_that_of_one() -> None:
 
 
 def test_a_simulation_shares_the_rate_among_the_pictures_that_run() -> None:
-    times = simulate([Load(10, 1)], [Load(10, 1), Load(10, 1)], places=2, places_for_large=2, rate=lambda pictures: 10)
+    times = simulate([Load(10, 1)], [Load(10, 1), Load(10, 1)], Room(2, 2), rate=lambda pictures: 10)
     assert [one.start for one in times] == pytest.approx([0, 2])
     assert [one.end for one in times] == pytest.approx([2, 3])
 
