@@ -29,7 +29,7 @@ from app.settings import Settings
 
 logger = logging.getLogger("ray.serve")
 
-MAX_ONGOING_REQUESTS = 1000  # waiting is done here, where it can be counted and refused; Serve's default would hold requests at 5
+SPARE_REQUESTS = 1000  # that share a picture, ask for none or are on their way to a refusal, all at once
 NOT_NOW = (RayError, RayServeException, KeyError)  # what asking Serve raises while it starts, changes or has lost something
 SECONDS_BETWEEN_TRIES = 1.0
 SECONDS_BETWEEN_COUNTS = 5.0  # of replicas
@@ -43,7 +43,7 @@ class APIIngress:
         self._model = model
         self._settings = settings
         self._metrics = metrics.Metrics()
-        self._replicas = Replicas(model, settings.max_tries, self._metrics.retried)
+        self._replicas = Replicas(model, settings.max_tries)
         self._capabilities: Capabilities | None = None
         self._line: Line | None = None
         self._learning = asyncio.get_running_loop().create_task(self._learn())
@@ -71,7 +71,13 @@ class APIIngress:
             raise errors.NotReady
         if self._settings.log_prompts:
             logger.info("asked for %s", [request.model_dump(mode="json", exclude_none=True) for request in job.requests])
-        began, done = time.monotonic(), False
+        began, done, retried = time.monotonic(), False, False
+
+        def on_retry() -> None:
+            nonlocal retried
+            retried = True
+            self._metrics.retried()
+
         work = sum(work_of(request, self._capabilities) for request in job.requests)
         ticket = self._line.enter(work, len(job.requests), job.seconds_left)
         try:
@@ -79,10 +85,10 @@ class APIIngress:
                 async for outlook in outlooks:
                     yield outlook
             waited = time.monotonic() - began
-            async with aclosing(self._replicas.run(job)) as updates:
+            async with aclosing(self._replicas.run(job, on_retry)) as updates:
                 async for update in updates:
                     yield self._with_wait(update, waited)
-            done = True
+            done = not retried  # else the time it took says little of the time that pictures take
         finally:
             self._line.leave(ticket, done=done)
 
@@ -150,7 +156,8 @@ def api_ingress(model: Application, settings: Settings) -> Application:
         APIIngress,
         num_replicas=1,
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        # Waiting is done here, where it is counted and bounded: nobody may wait in Serve's own queue, which tells no times.
+        max_ongoing_requests=SPARE_REQUESTS + settings.max_queued_requests + settings.max_batch_size * (settings.max_replicas or 1),
         graceful_shutdown_timeout_s=settings.graceful_shutdown_timeout_s,
     )
     return deployment.bind(model, settings)

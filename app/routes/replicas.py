@@ -20,15 +20,17 @@ Answer = TypeVar("Answer")
 
 
 class Replicas:
-    """Pictures are pure functions of their requests, so what a dead replica was asked for is asked of the next. `on_retry` is told."""
+    """Pictures are pure functions of their requests, so what a dead replica was asked for is asked of the next."""
 
-    def __init__(self, model: DeploymentHandle, max_tries: int, on_retry: Callable[[], None]) -> None:
+    def __init__(self, model: DeploymentHandle, max_tries: int) -> None:
         self._model = model
         self._max_tries = max_tries
-        self._on_retry = on_retry
 
-    async def run(self, job: Job) -> AsyncGenerator[Update]:
-        """Every step and picture once, however many replicas it takes. Raises what the last one died of, and `DeadlinePassed`."""
+    async def run(self, job: Job, on_retry: Callable[[], None]) -> AsyncGenerator[Update]:
+        """Every step and picture once, however many replicas it takes; `on_retry` is told of each but the first.
+
+        Raises what the last one died of, and `DeadlinePassed`.
+        """
         heard = Heard()
         for tries in range(1, self._max_tries + 1):
             try:
@@ -41,7 +43,7 @@ class Replicas:
                 if tries == self._max_tries:
                     raise
             logger.warning("a replica went away while it made a picture; asking another one")
-            self._on_retry()
+            on_retry()
             pause = min(SECONDS_BEFORE_SECOND_TRY * 2**tries, LONGEST_PAUSE_S)
             await before(job, asyncio.sleep(pause))
 

@@ -70,8 +70,8 @@ def told(model: Model, max_tries: int, *, steps: bool = False, given_s: float = 
     retries: list[None] = []
 
     async def run() -> list[Update]:
-        replicas = Replicas(model, max_tries, lambda: retries.append(None))
-        return [update async for update in replicas.run(Job((STAR,), time.monotonic() + given_s, steps=steps))]
+        job = Job((STAR,), time.monotonic() + given_s, steps=steps)
+        return [update async for update in Replicas(model, max_tries).run(job, lambda: retries.append(None))]
 
     return asyncio.run(asyncio.wait_for(run(), 30)), len(retries)
 
