@@ -72,9 +72,6 @@ class TextToImage:
         """What it can do, and the pixel-steps a second of a picture of its own size, alone."""
         return self._capabilities, self._rate
 
-    async def capabilities(self) -> Capabilities:
-        return self._capabilities
-
     async def denoiser_rows(self) -> int:
         """Rows that the denoiser has computed since the start. A cancelled request adds none after its current step."""
         return self._counts.rows

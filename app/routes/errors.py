@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from ray.exceptions import ObjectLostError, RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
@@ -25,7 +25,6 @@ SOON_S = 2.0  # when to come back if nothing better is known
 REPHRASED = {"extra_forbidden": "is no parameter of this request", "missing": "must be given", "json_invalid": "must be JSON"}
 
 LOADING = ErrorAnswer(error="not_ready", message="the model is still loading; /readyz answers 200 once it is ready", retry_after_s=SOON_S)
-OVERLOADED = ErrorAnswer(error="overloaded", message="too many requests are waiting already; try again soon", retry_after_s=SOON_S)
 LOST = ErrorAnswer(
     error="replica_lost",
     message="the replicas asked for this picture went away one after another; the same request can be sent again",
@@ -95,7 +94,6 @@ TABLE: dict[type[Exception], tuple[int, Callable[[Any], ErrorAnswer]]] = {
     NotReady: (503, lambda error: LOADING),
     Overloaded: (503, overloaded),
     DeadlineTooShort: (503, deadline_too_short),
-    BackPressureError: (503, lambda error: OVERLOADED),
     RayActorError: (503, lambda error: LOST),
     ObjectLostError: (503, lambda error: LOST),
     DeploymentUnavailableError: (503, lambda error: LOST),

@@ -86,7 +86,9 @@ def test_a_replica_that_makes_pictures_still_answers_other_calls(client: Imagine
     model = serve.get_deployment_handle("TextToImage", "imagine")
     long = ImageRequest(prompt="a star", num_inference_steps=150, width=256, height=256).resolved(client.capabilities)
     pictures = [model.generate.remote([long.model_copy(update={"seed": seed})]) for seed in range(3)]
-    assert model.capabilities.remote().result(timeout_s=10) == client.capabilities
+    told, rate = model.introduction.remote().result(timeout_s=10)
+    assert told == client.capabilities
+    assert rate > 0
     for picture in pictures:
         with pytest.raises(TimeoutError):
             picture.result(timeout_s=0)  # still being made

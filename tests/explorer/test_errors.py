@@ -14,7 +14,8 @@ from app.engine import checkpoint
 from app.engine.engine import ImageEngine
 from app.explorer import PromptExplorer
 from app.explorer.words import sentence, together
-from app.routes.errors import LOADING, LOST, OVERLOADED
+from app.routes.admission import Overloaded
+from app.routes.errors import LOADING, LOST, overloaded
 from app.schemas import DeadlinePassed, ErrorAnswer, ErrorDetail, RefusedRequest
 from tests.explorer.conftest import PATIENCE_S
 
@@ -86,10 +87,10 @@ def test_a_service_that_stopped_is_said(service: Service) -> None:
 
 
 def test_an_overloaded_service_is_said_with_the_wait_it_named(service: Service) -> None:
-    service.refuses(503, OVERLOADED, {"Retry-After": "7"})
+    service.refuses(503, overloaded(Overloaded(7.0, 9.0, 3)), {"Retry-After": "7"})
     with service.running() as url:
         said = said_by(PromptExplorer(ImagineClient(url)))
-    assert "oo many requests" in said
+    assert "requests are waiting already" in said
     assert said.endswith(". Try again in 7 s.")
 
 
@@ -139,7 +140,7 @@ def test_an_engine_that_was_closed_is_said() -> None:
 
 
 def test_one_sentence_stands_for_several_pictures(service: Service) -> None:
-    service.refuses(503, OVERLOADED, {"Retry-After": "7"})
+    service.refuses(503, overloaded(Overloaded(7.0, 9.0, 3)), {"Retry-After": "7"})
     with service.running() as url:
         panel = PromptExplorer(ImagineClient(url))
         panel.form.count.value = 3
