@@ -1,0 +1,60 @@
+"""The deployment's own class in this process, without Ray Serve around it. `tests/cluster` has the rest of it on real Ray Serve."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from app import deployment
+from app.deployment import TextToImage, text_to_image
+from app.schemas import GeneratedImage, ImageRequest
+from app.settings import Settings
+
+BATCH = 3
+
+
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many requests shared each call of the denoiser."""
+    sizes: list[int] = []
+    monkeypatch.setattr(deployment.Counts, "add", lambda self, requests, rows: sizes.append(requests))
+    return sizes
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(model="tiny", device="cpu", cpu_threads=2, max_batch_size=BATCH).decided(lambda: 0)
+
+
+@pytest.fixture
+def model(settings: Settings, together: list[int]) -> Iterator[TextToImage]:
+    model = TextToImage(settings)
+    together.clear()
+    yield model
+    model._engine.close()
+
+
+def made(model: TextToImage, jobs: list[list[ImageRequest]]) -> list[list[GeneratedImage]]:
+    async def all_at_once() -> list[list[GeneratedImage]]:
+        return await asyncio.wait_for(asyncio.gather(*map(model.generate, jobs)), 60)
+
+    return asyncio.run(all_at_once())
+
+
+def requests(model: TextToImage, count: int) -> list[ImageRequest]:
+    asked = [ImageRequest(prompt="a star", seed=seed, num_inference_steps=20, width=64, height=64) for seed in range(count)]
+    return [one.resolved(model._capabilities) for one in asked]
+
+
+def test_the_pictures_of_a_job_share_the_denoisers_calls(model: TextToImage, together: list[int]) -> None:
+    (pictures,) = made(model, [requests(model, BATCH)])
+    assert [one.facts.request.seed for one in pictures] == [0, 1, 2]
+    assert sum(together) == BATCH * 20
+    assert together.count(BATCH) >= 15, "a few steps at either end may be taken apart"
+
+
+def test_serve_sends_a_replica_as_many_requests_as_its_engine_runs_at_once(
+    settings: Settings, model: TextToImage, together: list[int]
+) -> None:
+    made(model, [[one] for one in requests(model, 3 * BATCH)])
+    assert max(together) == text_to_image(settings)._bound_deployment.max_ongoing_requests
