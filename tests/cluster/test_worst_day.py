@@ -138,7 +138,7 @@ def replica_processes() -> set[int]:
     return found
 
 
-def test_a_dead_replica_loses_nothing(client: ImagineClient, denoiser_rows: Callable[[], int]) -> None:
+def test_a_dead_replica_loses_nothing_and_is_replaced(client: ImagineClient, denoiser_rows: Callable[[], int]) -> None:
     asked = [
         ImageRequest(prompt=f"a {colour} star", num_inference_steps=20, seed=seed) for seed, colour in enumerate(["red", "blue", "pink"])
     ]
@@ -166,13 +166,13 @@ def test_a_dead_replica_loses_nothing(client: ImagineClient, denoiser_rows: Call
     with ThreadPoolExecutor(8) as threads:
         answers = threads.map(keep_asking, range(8))
         try:
-            for _ in range(2):
-                eventually(lambda: bool(replica_processes() - killed))
+            for _ in range(3):
                 client.wait_until_ready(timeout_s=120)
                 eventually(grows(denoiser_rows, 16), within_s=120)
                 (process,) = replica_processes() - killed
                 os.kill(process, signal.SIGKILL)
                 killed.add(process)
+                eventually(lambda: not requests.get(f"{client.base_url}/readyz", timeout=30).ok)
         finally:
             over.set()
         assert max(answers) <= 1
