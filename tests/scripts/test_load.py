@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from app.engine.engine import ImageEngine
-from scripts.benchmark_serving import Result, plot, summary, summed_up, table
 from scripts.load import Answer, Way, arrivals, closed_loop, numbered, percentile
+from scripts.serving_results import Result, as_json, from_json, median_of, plot, summary, summed_up, table
 from tests.test_client import EngineBackend, serving
 
 
@@ -46,6 +46,21 @@ def test_answers_are_summed_up_told_and_drawn(tmp_path: Path) -> None:
     assert "| 8 clients | 0.50 (3.0) |" in summary([result])
     plot([result], tmp_path / "serving.png")
     assert Image.open(tmp_path / "serving.png").size == (1320, 480)
+
+
+def test_of_several_rounds_the_medians_count() -> None:
+    rounds = [
+        summed_up("solo", "ours", [Answer(200, seconds)], seconds, rows=rows, rows_each=10) for seconds, rows in ((1, 40), (4, 10), (2, 20))
+    ]
+    median = median_of(rounds)
+    assert (median.load, median.way, median.p50, median.per_second, median.wasted_rows) == ("solo", "ours", 2, 0.5, 10)
+    assert math.isnan(median.refused_in)
+
+
+def test_what_is_kept_can_be_read_again() -> None:
+    result = summed_up("solo", "ours", [Answer(200, 1.0)], seconds=1.0, rows=10, rows_each=10)
+    assert as_json(from_json(as_json(result))) == as_json(result)
+    assert as_json(result)["refused_in"] is None
 
 
 @pytest.mark.parametrize(("part", "expected"), [(0.5, 5), (0.95, 10), (0.0, 1), (1.0, 10)])
