@@ -4,10 +4,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 PICKS_PER_TRIAL = 32  # one of so many is of a batch size that was not the best
-SMOOTHING = 0.5  # how much of what is known of a batch size stays when it is measured again
+SMOOTHING = 0.8  # how much of what is known of a batch size stays when it is measured again
 MOST_KINDS = 1000
 MUCH_LONGER = 2.0  # times one's own call: nobody waits for two such calls
-WORTH = 0.97  # of the highest throughput: a larger batch is taken if it reaches this, since it leaves fewer waiting
+WORTH = 0.9  # of the highest throughput: a larger batch is taken if it reaches this, since it leaves fewer waiting
 
 
 class Waiting(Protocol):

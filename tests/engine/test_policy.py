@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from random import Random
 
 import pytest
 
@@ -115,6 +116,24 @@ def test_it_finds_the_batch_size_of_highest_throughput_and_finds_it_again_when_t
 
 def test_a_device_that_gains_from_every_call_is_given_all_of_them() -> None:
     assert picks(FairShare(8), Device(best=8), 8, 200)[8] >= 190
+
+
+class NoisyDevice(Device):
+    """Other programs run on it too: whatever it does takes up to half as long again. A call costs little beside the others."""
+
+    def __init__(self) -> None:
+        super().__init__(best=0)
+        self.random = Random(0)
+
+    def seconds(self, calls: int) -> float:
+        return (0.3 + 0.14 * calls) * self.random.uniform(1.0, 1.5)
+
+
+def test_noise_is_not_taken_for_a_better_batch_size() -> None:
+    policy, device = FairShare(8), NoisyDevice()
+    for waiting_calls in (1, 8, 5, 3, 8, 6, 7):
+        picks(policy, device, waiting_calls, 100)
+    assert picks(policy, device, 8, 2000)[8] >= 1800
 
 
 @pytest.mark.parametrize("waiting_calls", [1, 2, 5])
