@@ -95,7 +95,11 @@ class ImagineClient:
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        return Capabilities.model_validate(self._get("/capabilities", answer_within_s=LONGEST_SILENCE_S).json())
+        answer = self._get("/capabilities", answer_within_s=LONGEST_SILENCE_S)
+        try:
+            return Capabilities.model_validate_json(answer.content)
+        except ValidationError as error:
+            raise ServiceFailed(f"{self.base_url} answers, but not as this app does; check the address") from error
 
     def generate(
         self,

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray import serve
+from ray.serve.context import _get_global_client
 
 LINES_TOLD = 25  # of a replica's log
 
@@ -32,6 +33,14 @@ def replica_log() -> list[str]:
         if "Traceback" in deployment.message
     ]
     return [line for message in messages for line in message.strip().splitlines() if line.strip()]
+
+
+def start_serve(wanted_port: int = 8000) -> int:
+    """Start Ray Serve on loopback, at another port if that one is taken, and tell the port. Where it runs already it stays as it is."""
+    if _get_global_client(raise_if_no_controller_running=False) is None:
+        serve.start(http_options={"host": "127.0.0.1", "port": free_port(wanted_port)})
+    port: int = _get_global_client().http_config.port  # Serve tells it nowhere else
+    return port
 
 
 def free_port(wanted: int = 8000) -> int:

@@ -27,7 +27,7 @@ class RequestForm(widgets.VBox):
         checked: Callable[[bool], object],
     ) -> None:
         self._capabilities, self._checked = capabilities, checked
-        self._setting = False
+        self._setting = self._rolling = False
         limit = "" if capabilities.max_prompt_tokens is None else f", at most {capabilities.max_prompt_tokens} tokens are read"
         self.prompt = text("prompt", "Prompt", examples[0], f"What the picture shows{limit}; Enter generates", self.check)
         self._submit = submit
@@ -44,7 +44,9 @@ class RequestForm(widgets.VBox):
             "guidance_scale", "Guidance", capabilities.guidance_scale, "How closely to follow the prompt, 0 to 30", self.check
         )
         self.scheduler = choice("scheduler", "Noise scheduler", capabilities.schedulers, capabilities.scheduler, self.check)
-        self.seed = integer("seed", "Seed", secrets.randbelow(MAX_SEED + 1), "Picks the noise that the picture starts from", self.check)
+        self.seed = integer(
+            "seed", "Seed", secrets.randbelow(MAX_SEED + 1), "Picks the noise that the picture starts from", self._seed_typed
+        )
         self.lock = widgets.ToggleButton(icon="unlock", tooltip="Keep the seed: locked, the same settings give the same picture")
         self.lock.observe(lambda change: setattr(self.lock, "icon", "lock" if change["new"] else "unlock"), "value")
         self.dice = button("", self.roll, hint="Another seed", icon="random")
@@ -90,7 +92,16 @@ class RequestForm(widgets.VBox):
         return {name: field.problem for name, field in self._fields.items() if field.problem}
 
     def roll(self) -> None:
-        self.seed.value = secrets.randbelow(MAX_SEED + 2 - max(1, self.count.value))
+        self._rolling = True
+        try:
+            self.seed.value = secrets.randbelow(MAX_SEED + 2 - max(1, self.count.value))
+        finally:
+            self._rolling = False
+
+    def _seed_typed(self) -> None:
+        """Whoever types a seed wants that one."""
+        self.lock.value = self.lock.value or not (self._setting or self._rolling)
+        self.check()
 
     def check(self) -> None:
         """Say next to each field what is wrong with it."""

@@ -82,15 +82,11 @@ class Gallery(widgets.VBox):
         return [tile.generated for tile in self.tiles if tile.generated is not None]
 
     def begin(self, requests: list[ImageRequest]) -> list[Tile]:
-        """Places for pictures on their way; the first of them is looked at."""
+        """Places for pictures on their way; the first of them is looked at. The oldest make room only once these are made: see `end`."""
         with self._changing:
             tiles = [Tile(request, self.choose) for request in requests]
-            kept = (tiles + self.tiles)[: max(MOST_KEPT, len(tiles))]
-            left = self.tiles[len(kept) - len(tiles) :]
-            self._arrange(kept)
+            self._arrange(tiles + self.tiles)
             self.choose(tiles[0])
-            for tile in left:
-                tile.close()
             return tiles
 
     def add(self, images: list[GeneratedImage]) -> int:
@@ -110,14 +106,19 @@ class Gallery(widgets.VBox):
             if tile is self.chosen:
                 self.choose(tile)
 
-    def drop(self, tiles: list[Tile]) -> None:
-        """Pictures that never became any."""
+    def end(self, tiles: list[Tile]) -> int:
+        """What was begun is over: those that never became pictures leave, and the oldest for which there is no room. How many the latter
+        were."""
         with self._changing:
-            self._arrange([tile for tile in self.tiles if tile not in tiles])
-            if self.chosen in tiles:
-                self.choose(self.tiles[0] if self.tiles else None)
-            for tile in tiles:
+            stay = [tile for tile in self.tiles if tile not in tiles or tile.generated is not None]
+            kept = stay[:MOST_KEPT]
+            left = [tile for tile in self.tiles if tile not in kept]
+            self._arrange(kept)
+            if self.chosen in left:
+                self.choose(kept[0] if kept else None)
+            for tile in left:
                 tile.close()
+            return len(stay) - len(kept)
 
     def choose(self, tile: Tile | None) -> None:
         with self._changing:

@@ -39,27 +39,31 @@ class History(widgets.VBox):
         return self._said
 
     def save(self) -> None:
-        folder = Path(self.folder.value).expanduser()
         try:
+            folder = Path(self.folder.value).expanduser()
             folder.mkdir(parents=True, exist_ok=True)
             began = time.time_ns()
             for number, image in enumerate(reversed(self._gallery.images)):
                 path = folder / _name(image)
                 if not path.exists():
                     _write(path, image.png, began + number)
-        except OSError as error:
-            self._say(f"Could not write to {folder}: {error.strerror}.")
+        except (OSError, RuntimeError) as error:
+            self._say(f"Could not write to {self.folder.value}: {_reason(error)}.")
         else:
             self._say(f"{pictures(len(self._gallery.images))} in {folder}")
 
     def load(self) -> None:
-        folder = Path(self.folder.value).expanduser()
-        if not folder.is_dir():
-            self._say(f"There is no folder {folder}.")
-            return
         found, others = [], 0
-        files = [path for path in folder.glob("*.png") if path.is_file()]
-        for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
+        try:
+            folder = Path(self.folder.value).expanduser()
+            if not folder.is_dir():
+                self._say(f"There is no folder {folder}.")
+                return
+            files = sorted((path for path in folder.glob("*.png") if path.is_file()), key=lambda path: path.stat().st_mtime_ns)
+        except (OSError, RuntimeError) as error:
+            self._say(f"Could not read {self.folder.value}: {_reason(error)}.")
+            return
+        for path in files:
             try:
                 data = path.read_bytes()
                 found.append(GeneratedImage(data, png.decode(data)[1]))
@@ -74,6 +78,11 @@ class History(widgets.VBox):
     def _say(self, said: str) -> None:
         self._said = said
         self.status.value = f'<span role="status">{escape(said)}</span>'
+
+
+def _reason(error: Exception) -> str:
+    """Also of a home folder that nobody has, which is no error of the disk."""
+    return (isinstance(error, OSError) and error.strerror) or str(error).rstrip(".")
 
 
 def _write(path: Path, data: bytes, modified_ns: int) -> None:

@@ -32,13 +32,14 @@ class PromptExplorer(widgets.VBox):
     def __init__(self, source: ImageSource) -> None:
         self._source = source
         self._work: Work | None = None
+        self._shown = False  # whether there is a form
         self.about = widgets.HTML()
         self.about.add_class("imagine-about")
         self.message = widgets.HTML()
         self.message.add_class("imagine-message")
         self.retry = button("Try again", self.connect)
         self.generate_button = button("Generate", self.generate, primary=True, hint="Make the picture (Enter in the prompt)")
-        self.generate_button.disabled = True  # until there is a form
+        self.generate_button.disabled = True
         self.stop_button = button("Stop", self.stop, hint="Give up the pictures on their way")
         self.progress = ProgressLine()
         self.gallery = Gallery(self.use, self.vary)
@@ -75,6 +76,9 @@ class PromptExplorer(widgets.VBox):
 
     def generate(self) -> None:
         """Make the pictures that the form asks for; comes back at once. Does nothing while others are on their way."""
+        if not self._shown:
+            self._complain(self.problem or "The model has not said yet what it can do.")
+            return
         if self.running or self.generate_button.disabled:
             return
         try:
@@ -132,6 +136,8 @@ class PromptExplorer(widgets.VBox):
         part.add_class("imagine-part")
         folded = [fold("Compare two settings", self.grid), fold("Save and load", self.history)]
         self.children = [self._style, self.about, self.form, part, self.gallery, *folded]
+        self._shown = True
+        self._enable(not self.form.problems)
 
     def _start(self, requests: list[ImageRequest]) -> None:
         self._complain("")
@@ -154,15 +160,15 @@ class PromptExplorer(widgets.VBox):
         self.gallery.show(tile, picture)
 
     def _ended(self, work: Work, tiles: list[Tile]) -> None:
-        self.gallery.drop([tile for tile in tiles if tile.generated is None])
-        self.progress.end(work)
+        self.progress.end(work, self.gallery.end(tiles))
         self._complain(together(work.errors, len(tiles)))
         self._work = None
         self._enable(not self.form.problems)
 
     def _enable(self, right: bool) -> None:
         """`right` says whether all values are."""
-        self.generate_button.disabled = self.running or not right
+        self.generate_button.disabled = self.running or not right or not self._shown
+        self.gallery.vary.disabled = self.running
         self.stop_button.disabled = (work := self._work) is None or work.stopping
 
     def _complain(self, problem: str) -> None:

@@ -21,12 +21,13 @@ class ProgressLine:
         self.bar.value = work.steps_done
         self.status.value = words(work)
 
-    def end(self, work: Work) -> None:
+    def end(self, work: Work, left: int = 0) -> None:
+        """`left` older pictures have made room."""
         made, asked = sum(one.generated is not None for one in work.pictures), len(work.pictures)
         self.bar.layout.visibility = "hidden"
         taken = seconds(work.seconds_gone)
         if made == asked:
-            self.status.value = f"{pictures(made)} in {taken}"
+            self.status.value = f"{pictures(made)} in {taken}" + (f"; the {left} oldest made room" if left else "")
         elif work.stopping:
             self.status.value = f"Stopped after step {work.steps_done} of {work.steps}, {taken}" + (f"; {pictures(made)}" if made else "")
         else:

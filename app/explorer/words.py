@@ -12,7 +12,6 @@ TYPED_WRONGLY = {  # pydantic's error type -> rule
     "float_parsing": "must be a number",
     "string_too_short": "must not be empty",
 }
-SOON = "; try again soon"  # where it can be said when
 LABELS = {
     "prompt": "Prompt",
     "negative_prompt": "Negative prompt",
@@ -53,7 +52,7 @@ def sentence(error: Exception) -> str:
         said = _capital(str(error))
         if error.retry_after_s is None:
             return f"{said}."
-        return f"{said.removesuffix(SOON)}. Try again in {seconds(error.retry_after_s)}."
+        return f"{said}. Try again in {seconds(error.retry_after_s)}."
     return f"The picture could not be made ({type(error).__name__}: {error}). Trying again may help; if not, load the model anew."
 
 

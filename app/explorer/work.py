@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from app.schemas import GeneratedImage, GenerationCancelled, ImageRequest, ImageSource, Progress
+from app.schemas import GeneratedImage, GenerationCancelled, ImageRequest, ImageSource, Progress, SourceError
 
 SECONDS_BETWEEN_TICKS = 0.5
 
@@ -20,6 +20,11 @@ class Picture:
     preview: bytes | None = None
     generated: GeneratedImage | None = None
     error: Exception | None = None
+    refused: bool = False  # for now: the source was too busy
+
+    @property
+    def is_under_way(self) -> bool:
+        return not self.refused and self.generated is None and self.error is None
 
 
 class Work:
@@ -100,13 +105,25 @@ class Work:
                 self._changed(number, picture)
 
         try:
-            picture.generated = self._source.generate(picture.request, on_progress, self._cancel, previews=True)
+            picture.generated = self._when_there_is_room(picture, on_progress)
         except Exception as error:
             picture.error = error
             if not self.stopping:
                 picture.steps = picture.step  # the others are nearer to their end than they were
         with self._telling:
             self._changed(number, picture)
+
+    def _when_there_is_room(self, picture: Picture, on_progress: Callable[[Progress], None]) -> GeneratedImage:
+        """A source that is too busy with others of these pictures is asked again; if it is with anybody else's, its error is raised."""
+        while True:
+            try:
+                picture.refused = False
+                return self._source.generate(picture.request, on_progress, self._cancel, previews=True)
+            except SourceError as error:
+                picture.refused = True
+                if error.retry_after_s is None or self.stopping or not any(other.is_under_way for other in self.pictures):
+                    raise
+                self._cancel.wait(error.retry_after_s)
 
     def _watch(self) -> None:
         try:

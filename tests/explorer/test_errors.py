@@ -86,6 +86,14 @@ def test_a_service_that_stopped_is_said(service: Service) -> None:
     assert said_by(panel) == f"Nothing answers at {url}; start it with `serve run app:entrypoint`."
 
 
+@pytest.mark.parametrize("page", [b"<html>Sign in</html>", b'{"detail": "hello"}'])
+def test_an_address_where_something_else_answers_is_said(service: Service, page: bytes) -> None:
+    service.capabilities = page
+    with service.running() as url:
+        panel = PromptExplorer(ImagineClient(url))
+        assert panel.problem == f"{url} answers, but not as this app does; check the address."
+
+
 def test_an_overloaded_service_is_said_with_the_wait_it_named(service: Service) -> None:
     service.refuses(503, overloaded(Overloaded(7.0, 9.0, 3)), {"Retry-After": "7"})
     with service.running() as url:

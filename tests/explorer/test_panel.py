@@ -216,7 +216,7 @@ def test_settings_of_another_model_are_taken_over_but_for_a_noise_scheduler_that
 
 def test_pictures_that_leave_the_gallery_leave_no_widgets(panel: PromptExplorer) -> None:
     before = len(_instances)
-    panel.gallery.drop(panel.gallery.begin(panel.form.requests()))
+    panel.gallery.end(panel.gallery.begin(panel.form.requests()))
     assert len(_instances) == before
 
 

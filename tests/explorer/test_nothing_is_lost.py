@@ -1,0 +1,153 @@
+"""What a person typed or has is not lost: seeds, pictures, and those that a busy source had no room for yet."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from app.engine.engine import ImageEngine
+from app.explorer import PromptExplorer, gallery
+from app.schemas import Capabilities, GeneratedImage, ImageRequest, Progress, SourceError
+from tests.explorer.conftest import PATIENCE_S, Watched, finished
+
+
+class Failing(Watched):
+    """Makes no picture while it is broken."""
+
+    broken = False
+
+    def generate(
+        self,
+        request: ImageRequest,
+        on_progress: Callable[[Progress], None] | None = None,
+        cancel: threading.Event | None = None,
+        *,
+        previews: bool = False,
+    ) -> GeneratedImage:
+        if self.broken:
+            raise SourceError("out of order")
+        return super().generate(request, on_progress, cancel, previews=previews)
+
+
+class WithOnePlace(Watched):
+    """Refuses whoever comes while it makes a picture."""
+
+    def __init__(self, engine: ImageEngine) -> None:
+        super().__init__(engine)
+        self.place = threading.Lock()
+        self.refused = 0
+
+    def generate(
+        self,
+        request: ImageRequest,
+        on_progress: Callable[[Progress], None] | None = None,
+        cancel: threading.Event | None = None,
+        *,
+        previews: bool = False,
+    ) -> GeneratedImage:
+        if not self.place.acquire(blocking=False):
+            self.refused += 1
+            busy = SourceError("no room")
+            busy.retry_after_s = 0.01
+            raise busy
+        try:
+            return super().generate(request, on_progress, cancel, previews=previews)
+        finally:
+            self.place.release()
+
+
+def quick(source: Watched, pictures: int = 1) -> PromptExplorer:
+    panel = PromptExplorer(source)
+    panel.form.num_inference_steps.value, panel.form.width.value, panel.form.height.value = 2, 64, 64
+    panel.form.count.value = pictures
+    return panel
+
+
+def test_a_seed_that_is_typed_is_the_one_of_the_picture_and_stays(panel: PromptExplorer) -> None:
+    panel.form.seed.value = 42
+    panel.generate()
+    assert finished(panel).images[0].facts.request.seed == 42
+    panel.generate()
+    assert finished(panel).images[0].facts.request.seed == 42
+    assert panel.form.lock.value
+    panel.form.lock.value = False
+    panel.form.dice.click()
+    assert not panel.form.lock.value, "a seed that was drawn is nobody's own"
+    drawn = panel.form.seed.value
+    panel.generate()
+    assert finished(panel).images[0].facts.request.seed != drawn
+
+
+def test_pictures_that_fail_push_none_out_of_a_full_gallery(engine: ImageEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery, "MOST_KEPT", 3)
+    source = Failing(engine)
+    panel = quick(source, pictures=3)
+    panel.generate()
+    made = finished(panel).images
+    source.broken = True
+    panel.generate()
+    assert panel.wait(PATIENCE_S)
+    assert "Out of order" in panel.problem
+    assert panel.images == made
+    source.broken = False
+    panel.form.count.value = 2
+    panel.generate()
+    assert finished(panel).images[2:] == made[:1]
+    assert "the 2 oldest made room" in panel.progress.status.value
+
+
+def test_what_a_source_has_no_room_for_beside_the_others_is_asked_again(engine: ImageEngine) -> None:
+    source = WithOnePlace(engine)
+    panel = quick(source, pictures=4)
+    panel.generate()
+    assert len(finished(panel).images) == 4
+    assert source.refused > 0
+    assert source.most_in_flight == 1
+
+
+def test_what_a_source_has_no_room_for_is_given_up_on_a_stop(engine: ImageEngine) -> None:
+    source = WithOnePlace(engine)
+    panel = quick(source, pictures=2)
+    source.hold()
+    panel.generate()
+    assert source.at_door.wait(PATIENCE_S)
+    panel.stop()
+    source.door.set()
+    assert panel.wait(PATIENCE_S)
+    assert panel.images == []
+
+
+def test_a_picture_cannot_be_varied_while_others_are_on_their_way(panel: PromptExplorer, source: Watched) -> None:
+    panel.generate()
+    finished(panel)
+    source.hold()
+    panel.generate()
+    assert source.at_door.wait(PATIENCE_S)
+    assert panel.gallery.vary.disabled
+    source.door.set()
+    finished(panel)
+    assert not panel.gallery.vary.disabled
+
+
+def test_asking_before_the_model_has_said_what_it_can_do_is_answered(engine: ImageEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    class Slow(Watched):
+        @property
+        def capabilities(self) -> Capabilities:
+            assert answered.wait(PATIENCE_S)
+            return super().capabilities
+
+    monkeypatch.setattr("app.explorer.panel.SECONDS_TO_CONNECT", 0.0)
+    panel = PromptExplorer(Slow(engine))
+    panel.generate()
+    assert panel.problem == "The model has not said yet what it can do."
+    answered.set()
+
+
+@pytest.mark.parametrize("act", ["save", "load"])
+def test_a_home_that_nobody_has_is_said(panel: PromptExplorer, act: str) -> None:
+    panel.history.folder.value = "~nobody-at-all/pictures"
+    getattr(panel.history, act)()
+    assert panel.history.said.startswith("Could not ")
+    assert "home" in panel.history.said
