@@ -13,8 +13,8 @@ def entrypoint(settings: Settings) -> "Application":
 
     The annotation must stay the class itself: Ray Serve reads it to check the arguments.
     """
-    from app.deployment import text_to_image, visible_gpus
+    from app.deployment import text_to_image, visible_cpus, visible_gpus
     from app.routes.ingress import api_ingress
 
-    decided = settings.decided(visible_gpus)
+    decided = settings.decided(visible_gpus, visible_cpus)
     return api_ingress(text_to_image(decided), decided)

@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,9 +33,11 @@ from app.schemas import (
 )
 
 CONNECT_TIMEOUT_S = 5.0
-ANSWER_TIMEOUT_S = 600.0
+ANSWER_TIMEOUT_S = 600.0  # the longest that a service gives itself, unless it is set otherwise
+SPARE_S = 10.0  # for its own word that it was too late
 LONGEST_SILENCE_S = 60.0  # of a stream, which gives a sign of life every second, and of what needs no picture to answer
 POLL_INTERVAL_S = 0.2
+PHASE = re.compile(r"([\w-]+);dur=(\d+(?:\.\d+)?)")  # of `Server-Timing`, to which proxies may add their own
 JITTER = 0.2
 SOON_S = 1.0
 BUSY = ("not_ready", "overloaded", "replica_lost", "deadline_too_short")
@@ -92,6 +95,7 @@ class ImagineClient:
         if timeout_s is not None:
             self._headers["X-Request-Timeout-Seconds"] = str(timeout_s)
         self._retries = retries
+        self._answer_within_s = max(ANSWER_TIMEOUT_S, timeout_s or 0.0) + SPARE_S
 
     @cached_property
     def capabilities(self) -> Capabilities:
@@ -133,7 +137,7 @@ class ImagineClient:
 
     def _whole(self, request: ImageRequest) -> GeneratedImage:
         answer = self._get("/imagine", request.model_dump(exclude_none=True) | {"format": "png"})
-        phases = (phase.split(";dur=") for phase in answer.headers.get("Server-Timing", "").split(", ") if ";dur=" in phase)
+        phases = PHASE.findall(answer.headers.get("Server-Timing", ""))
         return self._generated(answer.content, {name: float(milliseconds) / 1000 for name, milliseconds in phases})
 
     def _step_by_step(
@@ -198,7 +202,7 @@ class ImagineClient:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                self._get("/readyz")
+                self._get("/readyz", answer_within_s=min(LONGEST_SILENCE_S, max(deadline - time.monotonic(), POLL_INTERVAL_S)))
                 return
             except ImagineError as error:
                 if not alive() or time.monotonic() > deadline:
@@ -208,12 +212,12 @@ class ImagineClient:
             time.sleep(POLL_INTERVAL_S)
 
     def _get(
-        self, path: str, query: dict[str, Any] | None = None, *, stream: bool = False, answer_within_s: float = ANSWER_TIMEOUT_S
+        self, path: str, query: dict[str, Any] | None = None, *, stream: bool = False, answer_within_s: float | None = None
     ) -> requests.Response:
-        return self._ask("GET", path, answer_within_s, params=query, headers=self._headers, stream=stream)
+        return self._ask("GET", path, answer_within_s or self._answer_within_s, params=query, headers=self._headers, stream=stream)
 
     def _post_png(self, path: str, data: bytes) -> requests.Response:
-        return self._ask("POST", path, ANSWER_TIMEOUT_S, data=data, headers=self._headers | {"Content-Type": "image/png"})
+        return self._ask("POST", path, self._answer_within_s, data=data, headers=self._headers | {"Content-Type": "image/png"})
 
     def _ask(self, method: str, path: str, answer_within_s: float, **options: Any) -> requests.Response:  # noqa: ANN401
         try:

@@ -9,16 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import ray
 from ray import serve
+from ray._private.utils import get_num_cpus
 from ray.serve import Application, metrics
 
+from app.autoscaling import PICTURES, by_pictures
+from app.routes.admission import places_for_large
 from app.schemas import Capabilities, GeneratedImage, ImageRequest, Progress, Update
 from app.settings import Settings
 
 MEASURED_STEPS = 4
 BATCH_SIZES = [1, 2, 4, 8, 16, 32, 64]
-# Of a full batch: the ingress never sends more than the replicas have places, nor more large ones than three quarters of them, so as
-# many must already be too much.
-GROWS_AT = 0.7
+# Of the places that large pictures may take: the ingress never sends a replica more than that, so as many must already be too much.
+GROWS_AT = 0.9
 
 
 class Counts:
@@ -51,6 +53,7 @@ class TextToImage:
             revision=settings.revision,
         )
         self._counts = counts = Counts()
+        self._making = 0
         self._engine = ImageEngine(
             loaded,
             max_batch_size=settings.max_batch_size,
@@ -71,6 +74,10 @@ class TextToImage:
     async def introduction(self) -> tuple[Capabilities, float]:
         """What it can do, and the pixel-steps a second of a picture of its own size, alone."""
         return self._capabilities, self._rate
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks for it, and hands it to the policy."""
+        return {PICTURES: self._making}
 
     async def denoiser_rows(self) -> int:
         """Rows that the denoiser has computed since the start. A cancelled request adds none after its current step."""
@@ -128,7 +135,13 @@ class TextToImage:
         timeout_s: float | None = None,
     ) -> asyncio.Future[GeneratedImage]:
         generate = functools.partial(self._engine.generate, request, on_progress, cancel, previews=previews, timeout_s=timeout_s)
-        return asyncio.get_running_loop().run_in_executor(self._threads, generate)
+        future = asyncio.get_running_loop().run_in_executor(self._threads, generate)
+        self._making += 1
+        future.add_done_callback(self._made_one)
+        return future
+
+    def _made_one(self, future: asyncio.Future[GeneratedImage]) -> None:
+        self._making -= 1
 
     def _measured_rate(self) -> float:
         """Of a picture with a few steps, so that the first estimates are of the right size."""
@@ -157,13 +170,23 @@ def text_to_image(settings: Settings) -> Application:
         autoscaling_config={
             "min_replicas": settings.min_replicas,
             "max_replicas": settings.max_replicas,
-            "target_ongoing_requests": GROWS_AT * settings.max_batch_size,
+            "target_ongoing_requests": GROWS_AT * places_for_large(settings.max_batch_size),
+            "policy": {"policy_function": by_pictures},
         },
         max_ongoing_requests=settings.max_batch_size,  # the rest wait where another replica can take them
         graceful_shutdown_timeout_s=settings.graceful_shutdown_timeout_s,
         max_constructor_retry_count=2,
     )
     return deployment.bind(settings)
+
+
+def visible_cpus() -> int:
+    """Of one node, as Ray counts them: it follows the limits of a container, which the machine's own count does not."""
+    here = max(1, int(get_num_cpus()))
+    if not ray.is_initialized():
+        return here
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return min(here, max(nodes, default=0)) or here
 
 
 def visible_gpus() -> int:

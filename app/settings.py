@@ -99,8 +99,8 @@ class Settings(BaseSettings):
             raise ValueError(f"the environment sets {', '.join(unknown)}, which is no setting of this application")
         return self
 
-    def decided(self, visible_gpus: Callable[[], int]) -> Self:
-        """The same settings with model, device and size decided. `visible_gpus` is called only if the device was left open."""
+    def decided(self, visible_gpus: Callable[[], int], visible_cpus: Callable[[], int]) -> Self:
+        """The same settings with model, device and size decided. What is visible is looked at only if it was left open."""
         device = self.device
         if device == "auto":
             device = "cuda" if visible_gpus() else "cpu"
@@ -110,6 +110,6 @@ class Settings(BaseSettings):
                 "device": device,
                 "model": ("sd2" if on_gpu else "tiny") if self.model == "auto" else self.model,
                 "max_replicas": self.max_replicas or (99 if on_gpu else self.min_replicas),
-                "cpu_threads": self.cpu_threads or os.cpu_count() or 1,
+                "cpu_threads": self.cpu_threads or visible_cpus(),
             }
         )

@@ -11,7 +11,7 @@ import uvicorn
 from PIL import Image
 from ray.exceptions import ActorDiedError
 
-from app.client import AccessDenied, DeadlineMissed, ImagineClient, ServiceBusy, ServiceFailed, ServiceUnreachable
+from app.client import PHASE, AccessDenied, DeadlineMissed, ImagineClient, ServiceBusy, ServiceFailed, ServiceUnreachable
 from app.engine.engine import ImageEngine
 from app.routes.admission import Overloaded
 from app.routes.backend import Job
@@ -67,6 +67,11 @@ def test_a_picture_comes_with_the_facts_it_was_made_by(engine: ImageEngine) -> N
         generated = ImagineClient(url).generate(STAR, steps.append)
     assert generated == engine.generate(STAR)
     assert steps == [Progress(1, 2), Progress(2, 2)]
+
+
+def test_what_a_proxy_adds_to_the_phases_is_no_trouble() -> None:
+    told = 'queue;dur=1.5, png;dur=2, cfEdge;dur=4,cfOrigin;dur=0, cdn-cache;desc="hit", x;desc="y";dur=1'
+    assert PHASE.findall(told) == [("queue", "1.5"), ("png", "2"), ("cfEdge", "4"), ("cfOrigin", "0")]
 
 
 def test_previews_come_with_the_steps_if_asked_for(engine: ImageEngine) -> None:

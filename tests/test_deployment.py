@@ -23,7 +23,7 @@ def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def settings() -> Settings:
-    return Settings(model="tiny", device="cpu", cpu_threads=2, max_batch_size=BATCH).decided(lambda: 0)
+    return Settings(model="tiny", device="cpu", cpu_threads=2, max_batch_size=BATCH).decided(lambda: 0, lambda: 2)
 
 
 @pytest.fixture
@@ -44,6 +44,16 @@ def made(model: TextToImage, jobs: list[list[ImageRequest]]) -> list[list[Genera
 def requests(model: TextToImage, count: int) -> list[ImageRequest]:
     asked = [ImageRequest(prompt="a star", seed=seed, num_inference_steps=20, width=64, height=64) for seed in range(count)]
     return [one.resolved(model._capabilities) for one in asked]
+
+
+@pytest.mark.parametrize(("here", "nodes", "expected"), [(4.0, None, 4), (0.5, None, 1), (8.0, [0, 2], 2), (4.0, [16], 4), (4.0, [0], 4)])
+def test_a_replica_asks_for_no_more_cpus_than_ray_offers_on_a_node(
+    monkeypatch: pytest.MonkeyPatch, here: float, nodes: list[int] | None, expected: int
+) -> None:
+    monkeypatch.setattr(deployment, "get_num_cpus", lambda: here)
+    monkeypatch.setattr(deployment.ray, "is_initialized", lambda: nodes is not None)
+    monkeypatch.setattr(deployment.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": float(cpus)}} for cpus in nodes or []])
+    assert deployment.visible_cpus() == expected
 
 
 def test_the_pictures_of_a_job_share_the_denoisers_calls(model: TextToImage, together: list[int]) -> None:

@@ -10,6 +10,10 @@ def no_gpus() -> int:
     return 0
 
 
+def four_cpus() -> int:
+    return 4
+
+
 def one_gpu() -> int:
     return 1
 
@@ -54,13 +58,13 @@ def test_a_value_out_of_bounds_is_refused_by_name(fields: dict[str, object], nam
 
 
 def test_without_a_gpu_the_bundled_model_runs_on_all_cpus_of_one_replica() -> None:
-    decided = Settings().decided(no_gpus)
+    decided = Settings().decided(no_gpus, four_cpus)
     assert (decided.model, decided.device, decided.max_replicas) == ("tiny", "cpu", 1)
-    assert decided.cpu_threads == os.cpu_count()
+    assert decided.cpu_threads == 4
 
 
 def test_with_a_gpu_stable_diffusion_2_runs_on_up_to_99_replicas() -> None:
-    decided = Settings().decided(one_gpu)
+    decided = Settings().decided(one_gpu, four_cpus)
     assert (decided.model, decided.device, decided.max_replicas) == ("sd2", "cuda", 99)
 
 
@@ -68,7 +72,7 @@ def test_what_was_said_is_not_decided_again() -> None:
     def never() -> int:
         raise AssertionError("looked for GPUs although the device was given")
 
-    decided = Settings(model="tiny", device="cuda", dtype="bfloat16", max_replicas=5).decided(never)
+    decided = Settings(model="tiny", device="cuda", dtype="bfloat16", max_replicas=5).decided(never, four_cpus)
     assert (decided.model, decided.device, decided.dtype, decided.max_replicas) == ("tiny", "cuda", "bfloat16", 5)
 
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -48,8 +48,9 @@ class Batcher:
         self._cpu_threads = cpu_threads
         self._room = 0.0  # seconds until the next step that are left for what is none
         self._aside = ThreadPoolExecutor(1, "aside", compute_with, (1,))
-        self._calls_aside: dict[Call, Future[None]] = {}
+        self._calls_aside: list[Call] = []
         self._busy_since: float | None = None
+        self._aside_since: float | None = None
         self._end: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="batching", daemon=True)
         self._thread.start()
@@ -58,9 +59,9 @@ class Batcher:
         """Raises `EngineStopped` if the thread has ended, or has been at one call for far too long."""
         if self._end is not None:
             raise EngineStopped("the batching thread has ended")
-        busy_since = self._busy_since
-        if busy_since is not None and time.monotonic() - busy_since > STUCK_AFTER_S:
-            raise EngineStopped(f"a call has taken more than {STUCK_AFTER_S:g} s")
+        for since in (self._busy_since, self._aside_since):
+            if since is not None and time.monotonic() - since > STUCK_AFTER_S:
+                raise EngineStopped(f"a call has taken more than {STUCK_AFTER_S:g} s")
 
     def run(self, function: Callable[[Task], Any], stopped: StopReason) -> Any:  # noqa: ANN401
         """What `function` returns, which runs in the batching thread. It ends with what `stopped` gives, at its next wait."""
@@ -73,11 +74,11 @@ class Batcher:
         return task.result(on_told=self._wake)
 
     def share(
-        self, module: nn.Module, name: str, *, alone: Callable[..., Any] | None = None, is_denoiser: bool = False, joins: bool = True
+        self, module: nn.Module, name: str, *, alone: Callable[..., Any] | None = None, is_denoiser: bool = False
     ) -> Callable[..., Any]:
         """What to call instead of the method `name` of `module`, so that calls by tasks meet; all others go straight to it."""
         method = getattr(module, name)
-        shared = Shared(module, alone or method, method, Joiner(module, name), is_denoiser, joins)
+        shared = Shared(module, alone or method, method, Joiner(module, name), is_denoiser)
 
         @functools.wraps(method)
         def meet(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -98,8 +99,6 @@ class Batcher:
     def _answer_to(self, call: Call) -> Any:  # noqa: ANN401
         task = call.task
         task.stop_if_asked()
-        if self._end is not None:
-            raise EngineStopped("the engine has stopped")
         if call.shared.is_denoiser:
             task.loop_began = task.loop_began or time.monotonic()
             if call.arguments.signature is None and not self._warned_of_lists:
@@ -127,17 +126,13 @@ class Batcher:
         with self._changed:
             for task in (*self._tasks, *self._queue):
                 task.end(EngineStopped("the engine has stopped"))
-        self._aside.shutdown()
+        self._aside.shutdown(cancel_futures=True)
 
     def _drop_stopped(self) -> None:
-        for call in list(self._calls):
-            if reason := call.task.stop_reason():
-                self._calls.remove(call)
-                call.future.set_exception(reason)
-        self._calls_aside = {call: future for call, future in self._calls_aside.items() if not call.future.done()}
-        for call, future in self._calls_aside.items():
-            if (reason := call.task.stop_reason()) and future.cancel():
-                call.future.set_exception(reason)
+        for task in self._tasks:
+            task.give_up_if_stopped()
+        self._calls = [call for call in self._calls if not call.future.done()]
+        self._calls_aside = [call for call in self._calls_aside if not call.future.done()]
         with self._changed:
             for task in list(self._queue):
                 if reason := task.stop_reason():
@@ -146,17 +141,12 @@ class Batcher:
 
     def _go_on(self) -> None:
         """Every task that can goes on, until all of them wait."""
-        while self._admit() or any(task.can_go_on for task in self._tasks):
+        while self._has_room or any(task.can_go_on for task in self._tasks):
+            while self._has_room:
+                self._tasks.append(self._queue.popleft())
             for task in [task for task in self._tasks if task.can_go_on]:
                 task.go_on()
             self._tasks = [task for task in self._tasks if not task.ended]
-
-    def _admit(self) -> bool:
-        with self._changed:
-            if not self._has_room:
-                return False
-            self._tasks.append(self._queue.popleft())
-            return True
 
     @property
     def _has_room(self) -> bool:
@@ -197,7 +187,8 @@ class Batcher:
                 continue
             for call in calls:
                 self._calls.remove(call)
-                self._calls_aside[call] = self._aside.submit(self._compute_aside, call)
+                self._calls_aside.append(call)
+                self._aside.submit(self._compute_aside, call)
         at_work = {call.shared.module for call in self._calls_aside}
         return {kind: calls for kind, calls in kinds.items() if calls and calls[0].shared.module not in at_work}
 
@@ -212,10 +203,13 @@ class Batcher:
         return {task.step_kind for task in self._tasks if task.telling_since > long_ago}
 
     def _compute_aside(self, call: Call) -> None:
-        start = time.monotonic()
+        start = self._aside_since = time.monotonic()
+        call.task.give_up_if_stopped()
         with torch.inference_mode():
-            settle(call.future, call.alone_if_wanted)
-        self._device.seconds_each[call.kind] = (time.monotonic() - start) / self._cpu_threads  # or a little longer, between two steps
+            settle(call.future, call.alone)
+        self._aside_since = None
+        if not call.future.cancelled() and call.future.exception() is None:
+            self._device.seconds_each[call.kind] = (time.monotonic() - start) / self._cpu_threads  # or a little longer, between two steps
         self._wake()
 
 

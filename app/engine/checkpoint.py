@@ -122,8 +122,13 @@ def capabilities_of(checkpoint: Checkpoint, max_pixels: int | None, version: str
 
 
 def settled(checkpoint: Checkpoint) -> Checkpoint:
-    """The same with a pipeline that knows its device, which it would look for in all of its modules for milliseconds each time."""
+    """The same with a pipeline that knows its device, which it would look for in all of its modules for milliseconds each time.
+
+    Raises `ValueError` for one that keeps state between its calls.
+    """
     pipe = copy.copy(checkpoint.pipe)
+    if getattr(pipe, "_all_hooks", None) or getattr(denoiser_of(pipe), "is_cache_enabled", False):
+        raise ValueError("CPU offload and step caches keep state between calls, which requests that take turns would mix up")
     kind = type(pipe)
     pipe.__class__ = type(kind.__name__, (kind,), {"_execution_device": pipe._execution_device})
     return replace(checkpoint, pipe=pipe)

@@ -22,11 +22,10 @@ ALONE = "alone"  # the kind of all calls that cannot be joined
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one call of the denoiser was: how many requests shared it, their rows together, and its time on the device's thread."""
+    """What one call of the denoiser was: how many requests shared it, and their rows together."""
 
     requests: int
     rows: int
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +37,6 @@ class Shared:
     together: Callable[..., Any]
     joiner: Joiner
     is_denoiser: bool
-    joins: bool
 
 
 @dataclass(eq=False)
@@ -54,16 +52,10 @@ class Call:
     @cached_property
     def kind(self) -> Hashable:
         """Calls of a kind can be joined, but for those that are alone."""
-        joins = self.shared.joins and self.arguments.signature is not None
-        return (self.shared, self.arguments.signature) if joins else ALONE
+        return ALONE if self.arguments.signature is None else (self.shared, self.arguments.signature)
 
     def alone(self) -> Any:  # noqa: ANN401
         return self.shared.alone(*self.args, **self.kwargs)
-
-    def alone_if_wanted(self) -> Any:  # noqa: ANN401
-        """Raises the reason if its request was stopped meanwhile."""
-        self.task.stop_if_asked()
-        return self.alone()
 
 
 class Device:
@@ -108,7 +100,7 @@ class Device:
         if calls[0].shared.is_denoiser:
             self.step_seconds = seconds
             for shared in [calls] if joined else [[call] for call in calls]:
-                self._on_batch(Batch(len(shared), sum(call.arguments.rows for call in shared), seconds * len(shared) / len(calls)))
+                self._on_batch(Batch(len(shared), sum(call.arguments.rows for call in shared)))
         for call, output in zip(calls, outputs, strict=True):
             if call.shared.is_denoiser:
                 call.task.step_kind = call.kind
@@ -128,17 +120,15 @@ class Device:
         kind = calls[0].kind
         if len(self._checked) > MOST_KINDS:
             self._checked.clear()
-        self._checked.add(kind)
         try:
-            joined = self._joined(calls)
-            same = all(same_output(one, other) for one, other in zip(joined, apart, strict=True))
+            same = all(map(same_output, self._joined(calls), apart))
         except torch.OutOfMemoryError:
-            self._checked.discard(kind)
             self._policy.lower_limit(kind, len(calls) // 2)
             return
         except Exception as error:
             same = False
             logger.info("joining failed: %s", error)
+        self._checked.add(kind)
         if not same:
             level = logging.WARNING if calls[0].shared.is_denoiser else logging.INFO
             logger.log(level, "calls of %s change when they are joined, so they run one at a time", type(calls[0].shared.module).__name__)

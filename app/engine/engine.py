@@ -56,7 +56,6 @@ class ImageEngine:
         self._editing = editing and settled(editing)
         able = {"image_to_image": self._editing is not None}
         self.capabilities: Capabilities = capabilities_of(checkpoint, max_pixels, version).limited(MAX_STEPS).model_copy(update=able)
-        self._preview = _preview_of(pipe)
         shares = denoiser_of(pipe) is not None and "callback_on_step_end" in call_parameters(pipe)
         if not shares:
             logger.warning("%s does not tell its steps, so its requests run one at a time", type(pipe).__name__)
@@ -64,6 +63,7 @@ class ImageEngine:
         self._in_doubt = False  # since the last picture failed
         self._undo = ExitStack()
         self._undo.enter_context(shared(pipe, self._batcher))
+        self._preview = _preview_of(pipe)
 
     def generate(
         self,
@@ -79,10 +79,8 @@ class ImageEngine:
         run = Run(self._checkpoint_for(resolved), resolved, self.capabilities, on_progress, self._preview if previews else None)
         try:
             image, facts = self._batcher.run(run, _stop_reason(cancel, timeout_s))
-        except GenerationCancelled:
-            raise
-        except Exception:
-            self._in_doubt = True
+        except Exception as error:
+            self._in_doubt |= not isinstance(error, GenerationCancelled)
             raise
         self._in_doubt = False
         start = time.monotonic()

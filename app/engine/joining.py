@@ -67,28 +67,16 @@ class Joiner:
         return fingerprint
 
 
-def join(calls: Sequence[Arguments]) -> dict[str, Any]:
-    """The keyword arguments of one call in place of many. Their signatures must be equal."""
-    first = calls[0]
+def run_joined(forward: Callable[..., Any], calls: Sequence[Arguments]) -> list[Any]:
+    """One call in place of many, whose signatures must be equal; everybody gets their own part of its output."""
+    first, rows = calls[0], [call.rows for call in calls]
     leaves = [
         torch.cat([call.leaves[i] for call in calls]) if i in first.batched else leaf  # (sum of rows, ...)
         for i, leaf in enumerate(first.leaves)
     ]
-    joined: dict[str, Any] = tree_unflatten(leaves, first.tree)
-    return joined
-
-
-def split(output: object, rows: Sequence[int]) -> list[Any]:
-    """Everybody's own part of the output of a joined call."""
-    leaves, tree = tree_flatten(output)
-    parts = [
-        leaf.split(list(rows)) if isinstance(leaf, Tensor) and leaf.shape[:1] == (sum(rows),) else [leaf] * len(rows) for leaf in leaves
-    ]
+    outputs, tree = tree_flatten(forward(**tree_unflatten(leaves, first.tree)))
+    parts = [leaf.split(rows) if isinstance(leaf, Tensor) and leaf.shape[:1] == (sum(rows),) else [leaf] * len(rows) for leaf in outputs]
     return [tree_unflatten([part[i] for part in parts], tree) for i in range(len(rows))]
-
-
-def run_joined(forward: Callable[..., Any], calls: Sequence[Arguments]) -> list[Any]:
-    return split(forward(**join(calls)), [call.rows for call in calls])
 
 
 def same_output(one: object, other: object) -> bool:

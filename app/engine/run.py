@@ -52,7 +52,6 @@ class Run:
         task.stop_if_asked()
         facts = facts_of(self._request, self._capabilities, self._pipe)
         image: Image.Image = self._view()(**self._arguments(task)).images[0]
-        task.stop_if_asked()
         moments = {"queue": self._asked, "text": began, "denoise": task.loop_began, "decode": self._loop_ended, "": time.monotonic()}
         known = [(phase, moment) for phase, moment in moments.items() if moment is not None]
         self.timings = {phase: end - start for (phase, start), (_, end) in itertools.pairwise(known)}

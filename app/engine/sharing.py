@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from app.engine.batching import Batcher
 from app.engine.checkpoint import denoiser_of
@@ -24,12 +25,12 @@ def shared(pipe: DiffusionPipeline, batcher: Batcher) -> Iterator[None]:
         for name, part in pipe.components.items():
             if name.startswith("text_encoder") and isinstance(part, nn.Module):
                 undo.enter_context(_replaced(part, forward=batcher.share(part, "forward")))
-        vae: Any = getattr(pipe, "vae", None)
-        if isinstance(vae, nn.Module):
-            if hasattr(pipe, "upcast_vae") and vae.dtype in HALF_PRECISION:
+        if isinstance(getattr(pipe, "vae", None), nn.Module):
+            vae: Any = pipe.vae
+            if hasattr(pipe, "upcast_vae") and vae.config.force_upcast and vae.dtype in HALF_PRECISION:
                 undo.enter_context(_in_single_precision(vae))
             decode = batcher.share(vae, "decode", alone=_in_tiles_if_out_of_memory(vae))
-            undo.enter_context(_replaced(vae, decode=decode, encode=batcher.share(vae, "encode", joins=False)))
+            undo.enter_context(_replaced(vae, decode=decode, encode=batcher.share(vae, "encode")))
         yield
 
 
@@ -49,21 +50,22 @@ def _replaced(module: nn.Module, **methods: Callable[..., Any]) -> Iterator[None
 @contextmanager
 def _in_single_precision(vae: Any) -> Iterator[None]:  # noqa: ANN401
     """Pipelines that cast it up for a call, and back down after it, find it up already: nobody else's call would fit between the two."""
-    dtype, casts = vae.dtype, vae.config.force_upcast
+    dtype = vae.dtype
     vae.to(torch.float32)
     vae.register_to_config(force_upcast=False)
     try:
         with _replaced(vae, decode=_of_single_precision(vae.decode), encode=_of_single_precision(vae.encode)):
             yield
     finally:
-        vae.register_to_config(force_upcast=casts)
+        vae.register_to_config(force_upcast=True)
         vae.to(dtype)
 
 
 def _of_single_precision(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def cast_up(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        return method(sample.float(), *args, **kwargs)
+    def cast_up(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.float, (args, kwargs))
+        return method(*args, **kwargs)
 
     return cast_up
 

@@ -24,7 +24,7 @@ class Task:
 
     def __init__(self, function: "Callable[[Task], Any]", stopped: StopReason) -> None:
         self._function = function
-        self._stopped = stopped
+        self.stop_reason = stopped  # why nothing further should be computed for it, if so
         self._to_tell: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._result: Future[Any] = Future()
         self._waits_for: Future[Any] | None = None
@@ -41,7 +41,7 @@ class Task:
                 on_told()
             return self._result.result()
         finally:
-            self._stopped = lambda: GenerationCancelled("its caller has left")
+            self.stop_reason = lambda: GenerationCancelled("its caller has left")
 
     def tell(self, function: Callable[[], None]) -> None:
         """In the task: have the caller's thread call `function`, however long that takes. Raises what it raises."""
@@ -50,22 +50,23 @@ class Task:
         self.telling_since = time.monotonic()
         self.wait_for(told)
         self.telling_since = -math.inf
-        self.stop_if_asked()
 
     def wait_for(self, future: Future[Any]) -> Any:  # noqa: ANN401
-        """In the task: others go on until `future` has its result."""
+        """In the task: others go on until `future` has its result, or is given up. Raises why it was stopped, if so."""
         self._waits_for = future
         self._greenlet.parent.switch()  # type: ignore[union-attr]  # it runs
         self._waits_for = None  # or it would keep the answer until the end
+        self.stop_if_asked()
         return future.result()
+
+    def give_up_if_stopped(self) -> None:
+        """Whatever it waits for, unless somebody has begun with that."""
+        if self._waits_for is not None and self.stop_reason():
+            self._waits_for.cancel()
 
     def stop_if_asked(self) -> None:
         if reason := self.stop_reason():
             raise reason
-
-    def stop_reason(self) -> GenerationCancelled | None:
-        """Why nothing further should be computed for it, if so."""
-        return self._stopped()
 
     @property
     def can_go_on(self) -> bool:
@@ -97,7 +98,9 @@ class Task:
 
 
 def settle(future: Future[Any], function: Callable[[], Any]) -> None:
-    """Call `function`; `future` gets what it returns or raises."""
+    """Call `function`, unless `future` was cancelled before; it gets what that returns or raises."""
+    if not future.set_running_or_notify_cancel():
+        return
     try:
         result = function()
     except BaseException as error:

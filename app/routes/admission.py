@@ -21,6 +21,10 @@ LARGE = 2.0  # times the work of the model's own default picture
 PLACES_FOR_LARGE = 0.75  # of all
 
 
+def places_for_large(places: int) -> int:
+    return max(1, int(PLACES_FOR_LARGE * places))
+
+
 class Overloaded(Exception):
     """The queue is full. There should be room again in `retry_after_s`; now the wait would be `expected_wait_s`."""
 
@@ -127,7 +131,7 @@ class Line:
         return self._batch * self.replicas
 
     def _room(self) -> Room:
-        return Room(self._places, max(1, int(PLACES_FOR_LARGE * self._places)))
+        return Room(self._places, places_for_large(self._places))
 
     def _rate(self, pictures: int) -> float:
         """Work a second of all replicas together."""

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.routes.errors import error_response
+from app.routes.errors import answer_for, error_response
 from app.schemas import ErrorAnswer, ErrorDetail
 
 OPEN_PATHS = ("/healthz", "/readyz")
@@ -31,8 +31,12 @@ class Doors:
             await self._inner(scope, receive, send)
             return
 
+        began = False
+
         async def with_version(message: Message) -> None:
+            nonlocal began
             if message["type"] == "http.response.start":
+                began = True
                 MutableHeaders(scope=message)["X-Imagine-Version"] = self._version
             await send(message)
 
@@ -46,7 +50,12 @@ class Doors:
             if refused is not None:
                 await error_response(scope, *refused, {"Connection": "close"})(scope, receive, with_version)
                 return
-        await self._inner(scope, receive, with_version)
+        try:
+            await self._inner(scope, receive, with_version)
+        except Exception as error:
+            if began:
+                raise
+            await error_response(scope, *answer_for(error))(scope, receive, with_version)
 
     def _may_enter(self, scope: Scope, headers: Headers) -> bool:
         if not self._tokens or local_path(scope) in OPEN_PATHS:

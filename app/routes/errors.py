@@ -9,13 +9,12 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
-from ray.exceptions import ObjectLostError, RayActorError
-from ray.serve.exceptions import DeploymentUnavailableError
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from app.png import FACTS_CHUNK, NotOurPNG
 from app.routes.admission import DeadlineTooShort, Overloaded
+from app.routes.replicas import REPLICA_LOST
 from app.schemas import DeadlinePassed, ErrorAnswer, ErrorDetail, RefusedRequest
 
 logger = logging.getLogger("ray.serve")
@@ -94,9 +93,7 @@ TABLE: dict[type[Exception], tuple[int, Callable[[Any], ErrorAnswer]]] = {
     NotReady: (503, lambda error: LOADING),
     Overloaded: (503, overloaded),
     DeadlineTooShort: (503, deadline_too_short),
-    RayActorError: (503, lambda error: LOST),
-    ObjectLostError: (503, lambda error: LOST),
-    DeploymentUnavailableError: (503, lambda error: LOST),
+    **dict.fromkeys(REPLICA_LOST, (503, lambda error: LOST)),
     DeadlinePassed: (504, lambda error: LATE),
     Exception: (500, lambda error: FAILED),
 }
@@ -118,6 +115,8 @@ def error_response(scope: Scope, status: int, answer: ErrorAnswer, headers: Mapp
     told = {"Cache-Control": "no-store", **(headers or {})}
     if answer.retry_after_s is not None:
         told["Retry-After"] = str(max(1, math.ceil(answer.retry_after_s)))
+    elif answer.error in ("deadline_passed", "deadline_too_short"):
+        told["X-Should-Retry"] = "false"  # OpenAI's client would ask again, with the same deadline
     if native:
         return JSONResponse(answer.model_dump(), status, headers=told)
     return JSONResponse(openai_shape(status, answer), 400 if status == 422 else status, headers=told)

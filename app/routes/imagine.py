@@ -3,7 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -86,12 +87,14 @@ async def refuse_repeated(raw: Request) -> None:
             raise RefusedRequest(*(ErrorDetail.of(name, "must be in the body, not in the address", value) for name, value in given))
         body = json.loads(await raw.body() or "null", object_pairs_hook=Pairs)
         given = body if isinstance(body, Pairs) else []
-    values: dict[str, list[Any]] = {}
-    for name, value in given:
-        values.setdefault(name, []).append(value)
-    repeated = {name: ", ".join(map(str, several)) for name, several in values.items() if len(several) > 1}
+    refuse_twice(name for name, _ in given)
+
+
+def refuse_twice(names: Iterable[str]) -> None:
+    """Raises `RefusedRequest`, which tells how often, not what: values can be nested too deeply to be told."""
+    repeated = {name: count for name, count in Counter(names).items() if count > 1}
     if repeated:
-        raise RefusedRequest(*(ErrorDetail.of(name, "must be given once", several) for name, several in repeated.items()))
+        raise RefusedRequest(*(ErrorDetail.of(name, "must be given once", f"{count} times") for name, count in repeated.items()))
 
 
 def deadline_of(settings: Settings) -> Callable[[float | None], Awaitable[float]]:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -30,9 +31,11 @@ from app.settings import Settings
 logger = logging.getLogger("ray.serve")
 
 SPARE_REQUESTS = 1000  # that share a picture, ask for none or are on their way to a refusal, all at once
-NOT_NOW = (RayError, RayServeException, KeyError)  # what asking Serve raises while it starts, changes or has lost something
+NOT_NOW = (RayError, RayServeException, KeyError, TimeoutError)  # what asking Serve raises while it starts, changes or has lost something
 SECONDS_BETWEEN_TRIES = 1.0
 SECONDS_BETWEEN_COUNTS = 5.0  # of replicas
+LONGEST_COUNT_S = 5.0
+MOST_OF_IT = 0.5
 
 
 @serve.ingress()
@@ -43,9 +46,12 @@ class APIIngress:
         self._model = model
         self._settings = settings
         self._metrics = metrics.Metrics()
-        self._replicas = Replicas(model, settings.max_tries)
+        self._replicas = Replicas(model, settings.max_tries, self._metrics.retried)
         self._capabilities: Capabilities | None = None
         self._line: Line | None = None
+        # Not the event loop's own few threads, which encode pictures: they would all wait for a controller that does not answer.
+        self._counting = ThreadPoolExecutor(1, "counting")
+        self._count: asyncio.Future[int] | None = None
         self._learning = asyncio.get_running_loop().create_task(self._learn())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -71,13 +77,7 @@ class APIIngress:
             raise errors.NotReady
         if self._settings.log_prompts:
             logger.info("asked for %s", [request.model_dump(mode="json", exclude_none=True) for request in job.requests])
-        began, done, retried = time.monotonic(), False, False
-
-        def on_retry() -> None:
-            nonlocal retried
-            retried = True
-            self._metrics.retried()
-
+        began, done = time.monotonic(), False
         work = sum(work_of(request, self._capabilities) for request in job.requests)
         ticket = self._line.enter(work, len(job.requests), job.seconds_left)
         try:
@@ -85,10 +85,14 @@ class APIIngress:
                 async for outlook in outlooks:
                     yield outlook
             waited = time.monotonic() - began
-            async with aclosing(self._replicas.run(job, on_retry)) as updates:
+            asked, took = time.monotonic(), 0.0
+            async with aclosing(self._replicas.run(job)) as updates:
                 async for update in updates:
+                    if isinstance(update.news, GeneratedImage):
+                        took = max(took, sum(update.news.timings.values()))
                     yield self._with_wait(update, waited)
-            done = not retried  # else the time it took says little of the time that pictures take
+            # Else most of the time it waited for a replica to come up, or for one that died: nothing to learn from.
+            done = took > MOST_OF_IT * (time.monotonic() - asked)
         finally:
             self._line.leave(ticket, done=done)
 
@@ -144,10 +148,16 @@ class APIIngress:
         )
 
     async def _running_replicas(self) -> int:
-        status = await asyncio.to_thread(serve.status)
-        application = status.applications[serve.get_replica_context().app_name]
-        running: int = application.deployments[self._model.deployment_name].replica_states.get("RUNNING", 0)
-        return running
+        """Counted once for all who ask meanwhile. Raises one of `NOT_NOW`, and `TimeoutError`."""
+        if self._count is None or self._count.done():
+            name = serve.get_replica_context().app_name
+            self._count = asyncio.get_running_loop().run_in_executor(self._counting, running_replicas, name, self._model.deployment_name)
+        return await asyncio.wait_for(asyncio.shield(self._count), LONGEST_COUNT_S)
+
+
+def running_replicas(application: str, deployment: str) -> int:
+    running: int = serve.status().applications[application].deployments[deployment].replica_states.get("RUNNING", 0)
+    return running
 
 
 def api_ingress(model: Application, settings: Settings) -> Application:

@@ -45,7 +45,7 @@ class PicturesAnswer(BaseModel):
     created: int
     background: str = "opaque"
     output_format: str
-    quality: str
+    quality: str | None = None
     size: str
     data: list[Picture]
 
@@ -125,7 +125,7 @@ def addresses(raw: Request, body: GenerationsBody, requests: tuple[ImageRequest,
         rule = f"must be b64_json for this prompt, whose address would be {longest} characters long"
         raise RefusedRequest(ErrorDetail.of("response_format", rule, "url"))
     pictures = [Picture(url=url, seed=one.seed or 0) for url, one in zip(urls, requests, strict=True)]
-    return PicturesAnswer(created=int(time.time()), data=pictures, **about(body, requests[0]))
+    return PicturesAnswer(created=int(time.time()), data=pictures, quality=body.told_quality, **about(body, requests[0]))
 
 
 async def made(
@@ -139,7 +139,7 @@ async def made(
     pictures = (await make(backend, Job(requests, deadline))).pictures
     encoded = [await asyncio.to_thread(in_base64, one.png, body) for one in pictures]
     data = [Picture(b64_json=data, seed=one.seed or 0) for data, one in zip(encoded, requests, strict=True)]
-    return PicturesAnswer(created=int(time.time()), data=data, **about(body, requests[0]))
+    return PicturesAnswer(created=int(time.time()), data=data, quality=body.told_quality, **about(body, requests[0]))
 
 
 async def events(backend: Backend, job: Job, body: GenerationsBody, partial: int) -> Events:
@@ -179,7 +179,7 @@ def _picture_event(
     name: Literal["partial_image", "completed"], data: str, body: GenerationsBody, request: ImageRequest, more: dict[str, Any]
 ) -> ServerSentEvent:
     kind = f"{body.events}.{name}"
-    told = {"type": kind, "b64_json": data, "created_at": int(time.time()), "background": "opaque", "seed": request.seed}
+    told = {"type": kind, "b64_json": data, "created_at": int(time.time()), "background": "opaque", "seed": request.seed, "quality": body.told_quality or "auto"}
     return ServerSentEvent(json.dumps({**told, **about(body, request), **more}), event=kind)
 
 
@@ -188,7 +188,7 @@ def problem_event(status: int, answer: ErrorAnswer) -> ServerSentEvent:
 
 
 def about(body: GenerationsBody, request: ImageRequest) -> dict[str, str]:
-    return {"output_format": body.form, "quality": body.quality or "auto", "size": f"{request.width}x{request.height}"}
+    return {"output_format": body.form, "size": f"{request.width}x{request.height}"}
 
 
 def in_base64(png: bytes, body: GenerationsBody) -> str:

@@ -1,30 +1,30 @@
 """OpenAI's `POST /v1/images/edits`: a picture is painted over as the prompt says, by image-to-image."""
 
 import asyncio
-from collections import Counter
 from typing import Annotated, ClassVar, Literal
 
 from fastapi import APIRouter, Depends, Form, Request, UploadFile
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import BeforeValidator, ConfigDict, Field
 from sse_starlette import EventSourceResponse
 
 from app.editing import STRENGTH, EditRequest
 from app.png import Unreadable, opened
 from app.routes.backend import Backend
-from app.routes.imagine import deadline_of
+from app.routes.imagine import deadline_of, refuse_twice
 from app.routes.openai import ERRORS, UNUSED, PicturesAnswer, ProblemAnswer, made, refuse_other_model
 from app.routes.openai_fields import GenerationsBody
 from app.schemas import Capabilities, ErrorDetail, RefusedRequest
 from app.settings import Settings
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+LIST_OF_IMAGES = "image[]"  # what OpenAI's client calls it if it was given a list
 NO_MASK = "must not be given: the whole picture is painted over"
 
 FIELDS = f"""
 | field | here |
 |---|---|
-| `image` | one PNG, JPEG or WebP without transparency, brought to `size`; several (`image[]`) are refused |
+| `image` | one PNG, JPEG or WebP without transparency, brought to `size`; `image[]` with one picture is the same, several are refused |
 | `strength` | beyond OpenAI's: above 0 to 1, how much is painted over (the share of the steps that are taken); {STRENGTH} if not given |
 | `size` | `auto` (that of `image`) or `WIDTHxHEIGHT`, within the model's limits |
 | `mask` | refused: the whole picture is painted over |
@@ -47,9 +47,17 @@ class EditsBody(GenerationsBody):
     events: ClassVar[str] = "image_edit"
     model_config = ConfigDict(strict=False, json_schema_extra={})  # a form holds text
 
-    image: Annotated[UploadFile, BeforeValidator(_a_file)]
+    image: Annotated[UploadFile | None, BeforeValidator(_a_file)] = None
+    listed_image: Annotated[UploadFile | None, BeforeValidator(_a_file), Field(alias=LIST_OF_IMAGES)] = None
     response_format: Literal["b64_json"] | None = None
     strength: Annotated[float | None, Field(gt=0, le=1, allow_inf_nan=False)] = None
+
+    async def picture(self) -> bytes:
+        """Raises `RefusedRequest` if there is none."""
+        file = self.image or self.listed_image
+        if file is None:
+            raise RefusedRequest(ErrorDetail(field="image", rule="must be given"))
+        return await file.read()
 
     def to_edits(self, capabilities: Capabilities, most: int, image: Image.Image) -> tuple[EditRequest, ...]:
         """Raises `RefusedRequest`."""
@@ -61,11 +69,10 @@ class EditsBody(GenerationsBody):
 
 async def refuse_what_a_form_may_not_hold(raw: Request) -> None:
     """Nothing twice, and no mask. Raises `RefusedRequest`."""
-    names = Counter(name for name, _ in (await raw.form()).multi_items())
-    wrong = [ErrorDetail(field="mask", rule=NO_MASK)] if "mask" in names else []
-    wrong += [ErrorDetail.of(name, "must be given once", f"{count} times") for name, count in names.items() if count > 1]
-    if wrong:
-        raise RefusedRequest(*wrong)
+    names = [name for name, _ in (await raw.form()).multi_items()]
+    if "mask" in names:
+        raise RefusedRequest(ErrorDetail(field="mask", rule=NO_MASK))
+    refuse_twice("image" if name == LIST_OF_IMAGES else name for name in names)
 
 
 def router(backend: Backend, settings: Settings) -> APIRouter:
@@ -93,7 +100,7 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
         refuse_other_model(body.model, capabilities)
         if not capabilities.image_to_image:
             raise RefusedRequest(ErrorDetail(field="image", rule="must not be given: this model has no image-to-image pipeline"))
-        data = await body.image.read()
+        data = await body.picture()
         requests = await asyncio.to_thread(lambda: body.to_edits(capabilities, settings.max_batch_size, opaque(data)))
         return await made(raw, backend, body, requests, deadline)
 
@@ -103,7 +110,7 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
 def opaque(data: bytes) -> Image.Image:
     """RGB. Raises `RefusedRequest`."""
     try:
-        image = opened(data, FORMATS)
+        image = ImageOps.exif_transpose(opened(data, FORMATS))  # cameras store upright pictures lying, with a note which way
         lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
     except (Unreadable, ValueError) as error:  # the second: colours of a kind that Pillow cannot bring to eight bits
         raise RefusedRequest(ErrorDetail(field="image", rule=f"must be a picture: {error}")) from error

@@ -9,10 +9,11 @@ from app.routes.rendering import QUALITY
 from app.schemas import MAX_SEED, Capabilities, ErrorDetail, Guidance, ImageRequest, RefusedRequest, Seed, Steps
 
 MOST_PICTURES, MOST_PARTIAL_IMAGES = 10, 3
-STEPS_OF_QUALITY = {"low": 0.5, "high": 2.0, "hd": 2.0}  # times the model's own
+STEPS_OF_QUALITY = {"low": 0.5, "high": 2.0, "xhigh": 2.0, "max": 2.0, "hd": 2.0}  # times the model's own
 SIZE = re.compile(r"auto|[1-9]\d{1,3}x[1-9]\d{1,3}")
 
-Quality = Literal["auto", "low", "medium", "high", "standard", "hd"]
+Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
+TOLD_QUALITY = {"standard": "medium", "hd": "high"}  # answers have no word for what only retired models took, nor for `auto`
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 FIELDS = """
@@ -22,7 +23,7 @@ FIELDS = """
 | `model` | the served model's name, or left out; another one is a 404 |
 | `n` | 1-10 pictures, no more than a batch holds, made together with seeds `seed`, `seed` + 1, ...; each can be had alone by its seed |
 | `size` | `auto` (the model's own) or `WIDTHxHEIGHT` within its limits |
-| `quality` | steps: `low` half the model's own, `auto`, `medium`, `standard` its own, `high`, `hd` twice; `num_inference_steps` wins |
+| `quality` | steps: `low` half the model's own, `auto`, `medium`, `standard` its own, `high`, `xhigh`, `max`, `hd` twice; `num_inference_steps` wins |
 | `response_format` | `b64_json` (default), or `url`: permalinks, where the pictures are made when they are fetched |
 | `output_format` | `png` (default, with its settings inside), `jpeg`, `webp` |
 | `output_compression` | 0-100, for `jpeg` and `webp` |
@@ -81,6 +82,11 @@ class GenerationsBody(BaseModel):
     @property
     def pictures(self) -> int:
         return self.n or 1
+
+    @property
+    def told_quality(self) -> str | None:
+        """In the words that OpenAI's answers have."""
+        return None if self.quality == "auto" else TOLD_QUALITY.get(str(self.quality), self.quality)
 
     @property
     def form(self) -> OutputFormat:

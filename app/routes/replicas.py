@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TypeVar
 
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -15,22 +15,22 @@ from app.schemas import DeadlinePassed, GeneratedImage, Update
 
 logger = logging.getLogger("ray.serve")
 
+# What asking a replica ends in that is gone, killed for the node's memory or, with a picture it has made, lost with its node.
+REPLICA_LOST = (RayActorError, ObjectLostError, OutOfMemoryError, NodeDiedError, DeploymentUnavailableError)
 SECONDS_BEFORE_SECOND_TRY, LONGEST_PAUSE_S = 0.05, 2.0
 Answer = TypeVar("Answer")
 
 
 class Replicas:
-    """Pictures are pure functions of their requests, so what a dead replica was asked for is asked of the next."""
+    """Pictures are pure functions of their requests, so what a dead replica was asked for is asked of the next. `on_retry` is told."""
 
-    def __init__(self, model: DeploymentHandle, max_tries: int) -> None:
+    def __init__(self, model: DeploymentHandle, max_tries: int, on_retry: Callable[[], None]) -> None:
         self._model = model
         self._max_tries = max_tries
+        self._on_retry = on_retry
 
-    async def run(self, job: Job, on_retry: Callable[[], None]) -> AsyncGenerator[Update]:
-        """Every step and picture once, however many replicas it takes; `on_retry` is told of each but the first.
-
-        Raises what the last one died of, and `DeadlinePassed`.
-        """
+    async def run(self, job: Job) -> AsyncGenerator[Update]:
+        """Every step and picture once, however many replicas it takes. Raises what the last one died of, and `DeadlinePassed`."""
         heard = Heard()
         for tries in range(1, self._max_tries + 1):
             try:
@@ -39,11 +39,11 @@ class Replicas:
                         if heard.is_new(update):
                             yield update
                 return
-            except (RayActorError, ObjectLostError, DeploymentUnavailableError):  # a picture can be lost with its node after it was made
+            except REPLICA_LOST:
                 if tries == self._max_tries:
                     raise
             logger.warning("a replica went away while it made a picture; asking another one")
-            on_retry()
+            self._on_retry()
             pause = min(SECONDS_BEFORE_SECOND_TRY * 2**tries, LONGEST_PAUSE_S)
             await before(job, asyncio.sleep(pause))
 

@@ -16,7 +16,7 @@ from app.engine.checkpoint import Checkpoint, image_to_image
 from app.engine.device import Batch
 from app.schemas import GenerationCancelled, Progress
 from tests.engine.families import small
-from tests.engine.together import DEADLINE_S, Engines, alone, most_shared, pixels, request, together
+from tests.engine.together import DEADLINE_S, Engines, alone, made_until, most_shared, pixels, request, together
 
 TOLERANCE = 8  # of 255, on random weights; rounding depends on the batch size
 SOURCE = Image.effect_noise((64, 64), 100).convert("RGB")
@@ -70,6 +70,25 @@ def test_the_steps_of_others_go_on_while_a_picture_is_decoded(sdxl: Checkpoint, 
         made = threads.submit(engine.generate, request(1, num_inference_steps=2)).result(DEADLINE_S)
         cancel.set()
         assert isinstance(other.exception(DEADLINE_S), GenerationCancelled)
+    assert np.abs(pixels(made.image) - expected).max() <= TOLERANCE
+
+
+def test_pictures_that_end_together_are_decoded_together(sdxl: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, rows = sdxl.pipe.vae.decode, list[int]()
+
+    def noted(z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        rows.append(len(z))
+        return decode(z, *args, **kwargs)
+
+    monkeypatch.setattr(sdxl.pipe.vae, "decode", noted)
+    made_until(start(sdxl), lambda: max(rows) > 1)
+
+
+def test_an_autoencoder_that_needs_no_casting_stays_in_half_precision(sdxl: Checkpoint, start: Engines) -> None:
+    sdxl.pipe.vae.register_to_config(force_upcast=False)
+    expected = alone(sdxl, request(1))
+    made = start(sdxl).generate(request(1))
+    assert sdxl.pipe.vae.dtype == sdxl.pipe.unet.dtype
     assert np.abs(pixels(made.image) - expected).max() <= TOLERANCE
 
 

@@ -1,7 +1,6 @@
 """Which thread computes what, with how many CPU threads, and what is computed together beside the steps."""
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -13,8 +12,8 @@ import torch
 from app.engine import batching
 from app.engine.checkpoint import Checkpoint
 from app.engine.engine import ImageEngine
-from app.schemas import GeneratedImage, GenerationCancelled, Progress
-from tests.engine.together import DEADLINE_S, Engines, assert_right, break_calls, one_held_in_the_loop, request
+from app.schemas import GenerationCancelled, Progress
+from tests.engine.together import DEADLINE_S, Engines, assert_right, break_calls, made_until, one_held_in_the_loop, request
 
 Computed = list[tuple[str, str, int]]
 
@@ -111,17 +110,6 @@ def test_an_error_beside_a_loop_under_way_ends_that_request_alone(
         assert isinstance(thread.submit(engine.generate, request(1)).exception(DEADLINE_S), error)
     engine.check_health()
     assert_right(loaded, held.result(DEADLINE_S))
-
-
-def made_until(engine: ImageEngine, met: Callable[[], bool]) -> list[GeneratedImage]:
-    """Four requests at once, again and again until they `met`."""
-    deadline = time.monotonic() + DEADLINE_S
-    with ThreadPoolExecutor(4) as threads:
-        while True:
-            made = [future.result(DEADLINE_S) for future in [threads.submit(engine.generate, request(number)) for number in range(4)]]
-            if met():
-                return made
-            assert time.monotonic() < deadline, "they never met"
 
 
 def test_pictures_that_end_together_are_decoded_together(loaded: Checkpoint, seen: Computed, start: Engines) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -78,6 +79,17 @@ def one_held_in_the_loop(engine: ImageEngine) -> Iterator[Future[GeneratedImage]
             yield held
         finally:
             go_on.set()
+
+
+def made_until(engine: ImageEngine, met: Callable[[], bool]) -> list[GeneratedImage]:
+    """Four requests at once, again and again until they `met`."""
+    deadline = time.monotonic() + DEADLINE_S
+    with ThreadPoolExecutor(4) as threads:
+        while True:
+            made = [future.result(DEADLINE_S) for future in [threads.submit(engine.generate, request(number)) for number in range(4)]]
+            if met():
+                return made
+            assert time.monotonic() < deadline, "they never met"
 
 
 def most_shared(batches: Sequence[Batch]) -> int:

@@ -4,6 +4,7 @@ import socket
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 
 from app.engine.engine import ImageEngine
 from app.routes import doors
@@ -26,3 +27,18 @@ def test_a_body_that_does_not_come_is_not_waited_for_for_ever(engine: ImageEngin
     assert head.startswith(b"HTTP/1.1 408 ")
     told = ErrorAnswer.model_validate_json(body)
     assert (told.error, told.message) == ("too_slow", "the body was not there in 0.2 s")
+
+
+def test_an_unexpected_error_names_the_version_too(engine: ImageEngine) -> None:
+    with serving(EngineBackend(engine, ZeroDivisionError())) as url:
+        answer = requests.get(f"{url}/imagine?prompt=a+star&num_inference_steps=1", timeout=DEADLINE_S)
+    assert (answer.status_code, answer.json()["error"], answer.headers["X-Imagine-Version"]) == (500, "failed", "test")
+
+
+def test_a_name_that_comes_twice_is_refused_however_deep_its_values_are(engine: ImageEngine) -> None:
+    deep = '{"a":' * 700 + "1" + "}" * 700
+    with serving(EngineBackend(engine)) as url:
+        body, kind = f'{{"prompt": "a star", "x": 1, "x": {deep}}}', {"Content-Type": "application/json"}
+        answer = requests.post(f"{url}/imagine", body, headers=kind, timeout=DEADLINE_S)
+    (detail,) = ErrorAnswer.model_validate_json(answer.content).details
+    assert (answer.status_code, detail.field, detail.rule) == (422, "x", "must be given once")

@@ -31,6 +31,21 @@ def test_a_deadline_that_passes_is_a_504_in_openais_shape(late: openai.OpenAI) -
     assert (told.value.status_code, told.value.code, told.value.type) == (504, "deadline_passed", "server_error")
 
 
+def test_a_client_that_tries_again_by_itself_is_told_that_it_need_not(engine: ImageEngine) -> None:
+    asked: list[Job] = []
+
+    class Late(EngineBackend):
+        async def run(self, job: Job) -> AsyncGenerator[Queued | Update]:
+            asked.append(job)
+            raise DeadlinePassed("late")
+            yield Queued(0, 0.0)
+
+    with serving(Late(engine)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=2) as client:
+        with pytest.raises(openai.InternalServerError):
+            client.images.generate(prompt="a star", extra_body=FIELDS)
+    assert len(asked) == 1
+
+
 def test_a_deadline_that_passes_in_a_stream_is_its_last_event(late: openai.OpenAI) -> None:
     with pytest.raises(openai.APIError, match="not ready in the time") as told:
         list(late.images.generate(prompt="a star", stream=True, extra_body=FIELDS))

@@ -15,6 +15,9 @@ from app.routes.openai_edits import FIELDS
 from tests.test_client import EngineBackend, serving
 
 
+ORIENTATION, TURNED = 0x0112, 6  # of EXIF: turn it clockwise to see it upright
+
+
 @pytest.fixture(scope="module")
 def url(engine: ImageEngine) -> Iterator[str]:
     with serving(EngineBackend(engine)) as url:
@@ -50,6 +53,24 @@ def test_the_same_request_gives_the_same_picture_and_another_source_another_one(
     assert one == again != other
 
 
+@pytest.mark.parametrize("as_list", [False, True])
+def test_openais_own_client_may_send_the_picture_alone_or_in_a_list(url: str, as_list: bool) -> None:
+    with openai.OpenAI(base_url=url.removesuffix("/images/edits"), api_key="unused", max_retries=0) as client:
+        file = ("picture.png", picture(), "image/png")
+        more: dict[str, Any] = {"num_inference_steps": 2, "seed": 1}
+        answer = client.images.edit(image=[file] if as_list else file, prompt="a star", extra_body=more)
+    assert answer.data is not None
+    assert answer.data[0].b64_json == edit(url).json()["data"][0]["b64_json"]
+
+
+def test_a_picture_that_a_camera_stored_lying_is_painted_over_upright(url: str) -> None:
+    lying, file = Image.new("RGB", (128, 64)), BytesIO()
+    exif = lying.getexif()
+    exif[ORIENTATION] = TURNED
+    lying.save(file, "JPEG", exif=exif)
+    assert edit(url, file.getvalue()).json()["size"] == "64x128"
+
+
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "no picture": ({"image": b"picture"}, "image", "no image in PNG or JPEG or WEBP format"),
     "nothing": ({"image": b""}, "image", "no image in PNG"),
@@ -61,7 +82,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "too large a picture of its own": ({"image": picture(size=(512, 512))}, "size", "at most 65536 pixels"),
     "mask": ({"more": [("mask", picture())]}, "mask", "whole picture is painted over"),
     "two pictures": ({"more": [("image", picture())]}, "image", "given once"),
-    "a list of pictures": ({"more": [("image[]", picture())]}, "image[]", "no parameter"),
+    "a list of pictures": ({"more": [("image[]", picture())]}, "image", "given once"),
     "input_fidelity": ({"input_fidelity": "high"}, "input_fidelity", "no parameter"),
     "a url": ({"response_format": "url"}, "response_format", "b64_json"),
     "strength 0": ({"strength": 0}, "strength", "greater than 0"),

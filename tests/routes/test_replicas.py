@@ -71,7 +71,7 @@ def told(model: Model, max_tries: int, *, steps: bool = False, given_s: float = 
 
     async def run() -> list[Update]:
         job = Job((STAR,), time.monotonic() + given_s, steps=steps)
-        return [update async for update in Replicas(model, max_tries).run(job, lambda: retries.append(None))]
+        return [update async for update in Replicas(model, max_tries, lambda: retries.append(None)).run(job)]
 
     return asyncio.run(asyncio.wait_for(run(), 30)), len(retries)
 

@@ -1,0 +1,31 @@
+"""How many replicas Ray Serve is told to have. Ray's own context stands in for its controller."""
+
+from types import SimpleNamespace
+
+import pytest
+from ray.serve.config import AutoscalingContext
+
+from app.autoscaling import by_pictures
+from app.deployment import text_to_image
+from app.settings import Settings
+
+
+def context(target: float, *pictures: float) -> AutoscalingContext:
+    fields = dict.fromkeys(AutoscalingContext.__init__.__code__.co_varnames[1 : AutoscalingContext.__init__.__code__.co_argcount])
+    made = {f"replica {number}": float(count) for number, count in enumerate(pictures)}
+    config = SimpleNamespace(get_target_ongoing_requests=lambda: target)
+    return AutoscalingContext(**fields | {"aggregated_metrics": {"pictures": made}, "config": config})
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 8, 13])
+def test_replicas_that_make_all_they_can_become_more_and_idle_ones_fewer(batch: int) -> None:
+    deployment = text_to_image(Settings(model="tiny", device="cpu", cpu_threads=1, max_batch_size=batch, max_replicas=9))._bound_deployment
+    config = deployment._deployment_config.autoscaling_config
+    assert config.policy.get_policy()(context(config.target_ongoing_requests, batch))[0] > 1, "one replica, full"
+    large = max(1, int(0.75 * batch))
+    assert config.policy.get_policy()(context(config.target_ongoing_requests, large, large))[0] > 2, "two, full of large pictures"
+    assert config.policy.get_policy()(context(config.target_ongoing_requests, 0, 0))[0] == 0
+
+
+def test_the_policy_counts_what_every_replica_tells() -> None:
+    assert by_pictures(context(6.0, 8, 4))[0] == 2
