@@ -1,10 +1,17 @@
-"""How many replicas there should be. Ray Serve's own policy counts calls, but a call can ask for several pictures."""
+"""When there should be more replicas. Ray Serve's own policy counts calls, but a call can ask for several pictures."""
 
 from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
 PICTURES = "pictures"  # what a replica tells of itself: how many it is making
+PLACES_FOR_LARGE = 0.75  # of all
+GROWS_AT = 0.9  # of the places for large pictures: the queue never sends a replica more of those, so as many must already be too much
+
+
+def places_for_large(places: int) -> int:
+    """How many of the places pictures may take that are much larger than the model's own."""
+    return max(1, int(PLACES_FOR_LARGE * places))
 
 
 def by_pictures(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:

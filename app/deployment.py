@@ -12,15 +12,12 @@ from ray import serve
 from ray._private.utils import get_num_cpus
 from ray.serve import Application, metrics
 
-from app.autoscaling import PICTURES, by_pictures
-from app.routes.admission import places_for_large
+from app.autoscaling import GROWS_AT, PICTURES, by_pictures, places_for_large
 from app.schemas import Capabilities, GeneratedImage, ImageRequest, Progress, Update
 from app.settings import Settings
 
 MEASURED_STEPS = 4
 BATCH_SIZES = [1, 2, 4, 8, 16, 32, 64]
-# Of the places that large pictures may take: the ingress never sends a replica more than that, so as many must already be too much.
-GROWS_AT = 0.9
 
 
 class Counts:

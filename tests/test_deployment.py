@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+import ray
 
 from app import deployment
 from app.deployment import TextToImage, text_to_image
@@ -51,8 +52,8 @@ def test_a_replica_asks_for_no_more_cpus_than_ray_offers_on_a_node(
     monkeypatch: pytest.MonkeyPatch, here: float, nodes: list[int] | None, expected: int
 ) -> None:
     monkeypatch.setattr(deployment, "get_num_cpus", lambda: here)
-    monkeypatch.setattr(deployment.ray, "is_initialized", lambda: nodes is not None)
-    monkeypatch.setattr(deployment.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": float(cpus)}} for cpus in nodes or []])
+    monkeypatch.setattr(ray, "is_initialized", lambda: nodes is not None)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": float(cpus)}} for cpus in nodes or []])
     assert deployment.visible_cpus() == expected
 
 

@@ -19,10 +19,11 @@ MAY_IMPORT = {
     "client": {"png", "schemas"},
     "editing": {"schemas"},
     "engine": {"editing", "png", "schemas", "engine"},
-    "deployment": {"engine", "schemas", "settings"},
+    "autoscaling": set(),
+    "deployment": {"autoscaling", "engine", "schemas", "settings"},
     "startup": set(),
     "explorer": {"schemas", "png", "explorer"},
-    "routes": {"editing", "png", "schemas", "settings", "routes"},
+    "routes": {"autoscaling", "editing", "png", "schemas", "settings", "routes"},
 }
 
 

@@ -14,15 +14,11 @@ from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from app.autoscaling import places_for_large
 from app.routes.estimate import Load, Rates, Room, Times, next_to_start, simulate
 from app.schemas import Queued
 
 LARGE = 2.0  # times the work of the model's own default picture
-PLACES_FOR_LARGE = 0.75  # of all
-
-
-def places_for_large(places: int) -> int:
-    return max(1, int(PLACES_FOR_LARGE * places))
 
 
 class Overloaded(Exception):
