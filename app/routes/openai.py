@@ -179,8 +179,8 @@ def _picture_event(
     name: Literal["partial_image", "completed"], data: str, body: GenerationsBody, request: ImageRequest, more: dict[str, Any]
 ) -> ServerSentEvent:
     kind = f"{body.events}.{name}"
-    told = {"type": kind, "b64_json": data, "created_at": int(time.time()), "background": "opaque", "seed": request.seed, "quality": body.told_quality or "auto"}
-    return ServerSentEvent(json.dumps({**told, **about(body, request), **more}), event=kind)
+    told = {"type": kind, "b64_json": data, "created_at": int(time.time()), "background": "opaque", "seed": request.seed}
+    return ServerSentEvent(json.dumps({**told, "quality": body.told_quality or "auto", **about(body, request), **more}), event=kind)
 
 
 def problem_event(status: int, answer: ErrorAnswer) -> ServerSentEvent:

@@ -23,7 +23,7 @@ FIELDS = """
 | `model` | the served model's name, or left out; another one is a 404 |
 | `n` | 1-10 pictures, no more than a batch holds, made together with seeds `seed`, `seed` + 1, ...; each can be had alone by its seed |
 | `size` | `auto` (the model's own) or `WIDTHxHEIGHT` within its limits |
-| `quality` | steps: `low` half the model's own, `auto`, `medium`, `standard` its own, `high`, `xhigh`, `max`, `hd` twice; `num_inference_steps` wins |
+| `quality` | steps: `low` half, `high`, `xhigh`, `max`, `hd` twice, any other the model's own number; `num_inference_steps` wins |
 | `response_format` | `b64_json` (default), or `url`: permalinks, where the pictures are made when they are fetched |
 | `output_format` | `png` (default, with its settings inside), `jpeg`, `webp` |
 | `output_compression` | 0-100, for `jpeg` and `webp` |

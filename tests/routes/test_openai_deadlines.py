@@ -40,9 +40,8 @@ def test_a_client_that_tries_again_by_itself_is_told_that_it_need_not(engine: Im
             raise DeadlinePassed("late")
             yield Queued(0, 0.0)
 
-    with serving(Late(engine)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=2) as client:
-        with pytest.raises(openai.InternalServerError):
-            client.images.generate(prompt="a star", extra_body=FIELDS)
+    with serving(Late(engine)) as url, spoken_to(url) as client, pytest.raises(openai.InternalServerError):
+        client.with_options(max_retries=2).images.generate(prompt="a star", extra_body=FIELDS)
     assert len(asked) == 1
 
 

@@ -14,7 +14,6 @@ from app.engine.engine import ImageEngine
 from app.routes.openai_edits import FIELDS
 from tests.test_client import EngineBackend, serving
 
-
 ORIENTATION, TURNED = 0x0112, 6  # of EXIF: turn it clockwise to see it upright
 
 
