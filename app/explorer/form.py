@@ -100,7 +100,8 @@ class RequestForm(widgets.VBox):
 
     def _seed_typed(self) -> None:
         """Whoever types a seed wants that one."""
-        self.lock.value = self.lock.value or not (self._setting or self._rolling)
+        if not (self._setting or self._rolling):
+            self.lock.value = True
         self.check()
 
     def check(self) -> None:

@@ -20,11 +20,11 @@ class Picture:
     preview: bytes | None = None
     generated: GeneratedImage | None = None
     error: Exception | None = None
-    refused: bool = False  # for now: the source was too busy
+    waits_for_room: bool = False
 
     @property
     def is_under_way(self) -> bool:
-        return not self.refused and self.generated is None and self.error is None
+        return not self.waits_for_room and self.generated is None and self.error is None
 
 
 class Work:
@@ -117,10 +117,10 @@ class Work:
         """A source that is too busy with others of these pictures is asked again; if it is with anybody else's, its error is raised."""
         while True:
             try:
-                picture.refused = False
+                picture.waits_for_room = False
                 return self._source.generate(picture.request, on_progress, self._cancel, previews=True)
             except SourceError as error:
-                picture.refused = True
+                picture.waits_for_room = True
                 if error.retry_after_s is None or self.stopping or not any(other.is_under_way for other in self.pictures):
                     raise
                 self._cancel.wait(error.retry_after_s)

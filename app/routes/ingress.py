@@ -35,7 +35,7 @@ NOT_NOW = (RayError, RayServeException, KeyError, TimeoutError)  # what asking S
 SECONDS_BETWEEN_TRIES = 1.0
 SECONDS_BETWEEN_COUNTS = 5.0  # of replicas
 LONGEST_COUNT_S = 5.0
-MOST_OF_IT = 0.5
+LEAST_SHARE_AT_WORK = 0.5  # of the time that a replica was asked for
 
 
 @serve.ingress()
@@ -92,7 +92,7 @@ class APIIngress:
                         took = max(took, sum(update.news.timings.values()))
                     yield self._with_wait(update, waited)
             # Else most of the time it waited for a replica to come up, or for one that died: nothing to learn from.
-            done = took > MOST_OF_IT * (time.monotonic() - asked)
+            done = took > LEAST_SHARE_AT_WORK * (time.monotonic() - asked)
         finally:
             self._line.leave(ticket, done=done)
 

@@ -17,6 +17,7 @@ from app.schemas import DeadlinePassed, GeneratedImage, GenerationCancelled, Pro
 from tests.engine.together import (
     DEADLINE_S,
     Engines,
+    Held,
     all_in_the_loop,
     alone,
     assert_right,
@@ -115,23 +116,17 @@ class TestCancelling:
     def test_while_its_decoding_waits_for_that_of_another(
         self, loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        decode, decoding, go_on = loaded.pipe.vae.decode, threading.Event(), threading.Event()
-
-        def slow_decode(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            decoding.set()
-            assert go_on.wait(DEADLINE_S)
-            return decode(*args, **kwargs)
-
-        monkeypatch.setattr(loaded.pipe.vae, "decode", slow_decode)
+        decode = Held(loaded.pipe.vae.decode)
+        monkeypatch.setattr(loaded.pipe.vae, "decode", decode)
         engine, cancel, denoised = start(loaded), threading.Event(), threading.Event()
         with one_held_in_the_loop(engine) as held, ThreadPoolExecutor(2) as threads:
             first = threads.submit(engine.generate, request(1))
-            assert decoding.wait(DEADLINE_S)
+            assert decode.begun.wait(DEADLINE_S)
             second = threads.submit(engine.generate, request(2, num_inference_steps=1), lambda progress: denoised.set(), cancel)
             assert denoised.wait(DEADLINE_S)
             cancel.set()
             assert isinstance(second.exception(DEADLINE_S), GenerationCancelled)
-            go_on.set()
+            decode.go_on.set()
             made = first.result(DEADLINE_S)
         monkeypatch.undo()
         for one in (made, held.result(DEADLINE_S)):

@@ -16,7 +16,7 @@ from app.engine.checkpoint import Checkpoint, image_to_image
 from app.engine.device import Batch
 from app.schemas import GenerationCancelled, Progress
 from tests.engine.families import small
-from tests.engine.together import DEADLINE_S, Engines, alone, made_until, most_shared, pixels, request, together
+from tests.engine.together import DEADLINE_S, Engines, alone, lasting_three_steps, made_until, most_shared, pixels, request, together
 
 TOLERANCE = 8  # of 255, on random weights; rounding depends on the batch size
 SOURCE = Image.effect_noise((64, 64), 100).convert("RGB")
@@ -53,16 +53,9 @@ def test_pictures_painted_over_are_the_plain_pipelines_too(sdxl: Checkpoint, sta
 
 
 def test_the_steps_of_others_go_on_while_a_picture_is_decoded(sdxl: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode, steps = sdxl.pipe.vae.decode, SimpleQueue[Progress]()
-
-    def long_decode(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        now = steps.get(timeout=DEADLINE_S).step + steps.qsize()
-        while steps.get(timeout=DEADLINE_S).step < now + 3:
-            pass
-        return decode(*args, **kwargs)
-
+    steps = SimpleQueue[Progress]()
     expected = alone(sdxl, request(1, num_inference_steps=2))
-    monkeypatch.setattr(sdxl.pipe.vae, "decode", long_decode)
+    monkeypatch.setattr(sdxl.pipe.vae, "decode", lasting_three_steps(sdxl.pipe.vae.decode, steps))
     engine, cancel = start(sdxl), threading.Event()
     with ThreadPoolExecutor(2) as threads:
         other = threads.submit(engine.generate, request(0, num_inference_steps=150), steps.put, cancel)

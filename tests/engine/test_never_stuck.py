@@ -1,6 +1,5 @@
 """What would take an engine's places for good, and does not."""
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
@@ -11,7 +10,7 @@ from app.engine import batching, task
 from app.engine.checkpoint import Checkpoint
 from app.engine.task import EngineStopped
 from tests.engine.families import small
-from tests.engine.together import DEADLINE_S, Engines, assert_right, one_held_in_the_loop, request
+from tests.engine.together import DEADLINE_S, Engines, Held, assert_right, one_held_in_the_loop, request
 
 
 def test_a_caller_that_is_interrupted_while_it_is_told_of_a_step_leaves_its_place(
@@ -34,25 +33,19 @@ def test_a_caller_that_is_interrupted_while_it_is_told_of_a_step_leaves_its_plac
 def test_a_decoding_beside_the_steps_that_never_ends_fails_the_health_check(
     loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode, stuck, go_on = loaded.pipe.vae.decode, threading.Event(), threading.Event()
-
-    def hang(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        stuck.set()
-        assert go_on.wait(DEADLINE_S)
-        return decode(*args, **kwargs)
-
-    monkeypatch.setattr(loaded.pipe.vae, "decode", hang)
+    decode = Held(loaded.pipe.vae.decode)
+    monkeypatch.setattr(loaded.pipe.vae, "decode", decode)
     engine = start(loaded)
     with ThreadPoolExecutor(1) as thread:
         with one_held_in_the_loop(engine) as held:
             made = thread.submit(engine.generate, request(1))
-            assert stuck.wait(DEADLINE_S)
+            assert decode.begun.wait(DEADLINE_S)
             engine.check_health()
             monkeypatch.setattr(batching, "STUCK_AFTER_S", 0.0)
             monkeypatch.setattr(engine._batcher, "_busy_since", None)
             with pytest.raises(EngineStopped, match="taken more than"):
                 engine.check_health()
-            go_on.set()
+            decode.go_on.set()
             made.result(DEADLINE_S)
         held.result(DEADLINE_S)
 

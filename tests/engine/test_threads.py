@@ -13,7 +13,16 @@ from app.engine import batching
 from app.engine.checkpoint import Checkpoint
 from app.engine.engine import ImageEngine
 from app.schemas import GenerationCancelled, Progress
-from tests.engine.together import DEADLINE_S, Engines, assert_right, break_calls, made_until, one_held_in_the_loop, request
+from tests.engine.together import (
+    DEADLINE_S,
+    Engines,
+    assert_right,
+    break_calls,
+    lasting_three_steps,
+    made_until,
+    one_held_in_the_loop,
+    request,
+)
 
 Computed = list[tuple[str, str, int]]
 
@@ -74,15 +83,8 @@ def test_beside_a_loop_under_way_only_what_is_known_to_be_short_is_computed_betw
 def test_the_steps_of_others_go_on_while_a_long_decoding_is_computed(
     loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode, steps = loaded.pipe.vae.decode, SimpleQueue[Progress]()
-
-    def long_decode(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        now = steps.get(timeout=DEADLINE_S).step + steps.qsize()
-        while steps.get(timeout=DEADLINE_S).step < now + 3:
-            pass
-        return decode(*args, **kwargs)
-
-    monkeypatch.setattr(loaded.pipe.vae, "decode", long_decode)
+    steps = SimpleQueue[Progress]()
+    monkeypatch.setattr(loaded.pipe.vae, "decode", lasting_three_steps(loaded.pipe.vae.decode, steps))
     engine, cancel = start(loaded), threading.Event()
     with ThreadPoolExecutor(2) as threads:
         other = threads.submit(engine.generate, request(0, num_inference_steps=150), steps.put, cancel)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from queue import SimpleQueue
 from types import MethodType
 from typing import Any
 
@@ -90,6 +91,30 @@ def made_until(engine: ImageEngine, met: Callable[[], bool]) -> list[GeneratedIm
             if met():
                 return made
             assert time.monotonic() < deadline, "they never met"
+
+
+class Held:
+    """A function that begins and goes on when it is told to."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function, self.begun, self.go_on = function, threading.Event(), threading.Event()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        self.begun.set()
+        assert self.go_on.wait(DEADLINE_S)
+        return self._function(*args, **kwargs)
+
+
+def lasting_three_steps(function: Callable[..., Any], steps: "SimpleQueue[Progress]") -> Callable[..., Any]:
+    """The function, which now takes until somebody else has told three steps more."""
+
+    def long(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        now = steps.get(timeout=DEADLINE_S).step + steps.qsize()
+        while steps.get(timeout=DEADLINE_S).step < now + 3:
+            pass
+        return function(*args, **kwargs)
+
+    return long
 
 
 def most_shared(batches: Sequence[Batch]) -> int:

@@ -55,6 +55,7 @@ class Watched:
             self.at_door.set()
             assert self.door.wait(PATIENCE_S)
 
+        self.let_in()
         with self._lock:
             self.asked.append(request)
             self._in_flight += 1
@@ -64,6 +65,13 @@ class Watched:
         finally:
             with self._lock:
                 self._in_flight -= 1
+            self.let_out()
+
+    def let_in(self) -> None:
+        """Whoever asks for a picture. Raises in place of one."""
+
+    def let_out(self) -> None:
+        """Whoever was let in."""
 
     def hold(self) -> None:
         """The next step waits until `door` is set."""

@@ -1,13 +1,12 @@
 """What a person typed or has is not lost: seeds, pictures, and those that a busy source had no room for yet."""
 
 import threading
-from collections.abc import Callable
 
 import pytest
 
 from app.engine.engine import ImageEngine
 from app.explorer import PromptExplorer, gallery
-from app.schemas import Capabilities, GeneratedImage, ImageRequest, Progress, SourceError
+from app.schemas import Capabilities, SourceError
 from tests.explorer.conftest import PATIENCE_S, Watched, finished
 
 
@@ -16,17 +15,9 @@ class Failing(Watched):
 
     broken = False
 
-    def generate(
-        self,
-        request: ImageRequest,
-        on_progress: Callable[[Progress], None] | None = None,
-        cancel: threading.Event | None = None,
-        *,
-        previews: bool = False,
-    ) -> GeneratedImage:
+    def let_in(self) -> None:
         if self.broken:
             raise SourceError("out of order")
-        return super().generate(request, on_progress, cancel, previews=previews)
 
 
 class WithOnePlace(Watched):
@@ -37,23 +28,15 @@ class WithOnePlace(Watched):
         self.place = threading.Lock()
         self.refused = 0
 
-    def generate(
-        self,
-        request: ImageRequest,
-        on_progress: Callable[[Progress], None] | None = None,
-        cancel: threading.Event | None = None,
-        *,
-        previews: bool = False,
-    ) -> GeneratedImage:
+    def let_in(self) -> None:
         if not self.place.acquire(blocking=False):
             self.refused += 1
             busy = SourceError("no room")
             busy.retry_after_s = 0.01
             raise busy
-        try:
-            return super().generate(request, on_progress, cancel, previews=previews)
-        finally:
-            self.place.release()
+
+    def let_out(self) -> None:
+        self.place.release()
 
 
 def quick(source: Watched, pictures: int = 1) -> PromptExplorer:
