@@ -24,9 +24,12 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Text = Annotated[str, Field(max_length=2000)]
 
 
-def _sendable(text: str) -> str:
-    """Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark."""
-    return text.encode("utf-8", "replace").decode()
+def _sendable(value: object) -> str:
+    """As text. Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark."""
+    try:
+        return str(value).encode("utf-8", "replace").decode()
+    except RecursionError:
+        return "what is nested too deeply to be shown"
 
 
 class ErrorDetail(BaseModel):
@@ -38,7 +41,7 @@ class ErrorDetail(BaseModel):
 
     @classmethod
     def of(cls, field: str, rule: str, value: object) -> Self:
-        shown = None if value is None else _sendable(str(value))
+        shown = None if value is None else _sendable(value)
         if shown is not None and len(shown) > LONGEST_SHOWN:
             shown = f"{shown[:LONGEST_SHOWN]}… ({len(shown)} characters)"
         return cls(field=_sendable(field)[:LONGEST_SHOWN], rule=_sendable(rule), value=shown)
@@ -84,6 +87,10 @@ class GenerationCancelled(Exception):
 
 class DeadlinePassed(GenerationCancelled):
     """The picture was not ready in the time it was given."""
+
+
+class EngineStopped(RuntimeError):
+    """The engine makes no picture any more; another one may."""
 
 
 class Capabilities(BaseModel):

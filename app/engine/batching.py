@@ -22,8 +22,9 @@ from torch import nn
 from app.engine.device import ALONE, Batch, Call, Device, Shared
 from app.engine.joining import Joiner
 from app.engine.policy import FairShare
-from app.engine.task import EngineStopped, StopReason, Task, settle
+from app.engine.task import StopReason, Task, settle
 from app.engine.threads import compute_with
+from app.schemas import EngineStopped
 
 logger = logging.getLogger(__name__)
 

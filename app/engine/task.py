@@ -15,10 +15,6 @@ from app.schemas import GenerationCancelled
 StopReason = Callable[[], GenerationCancelled | None]
 
 
-class EngineStopped(RuntimeError):
-    """The batching thread has ended; no further picture can be made by this engine."""
-
-
 class Task:
     """Runs `function(task)` between two threads: what it computes belongs to the batching thread, what it tells to the caller's."""
 

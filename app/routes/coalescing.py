@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from app.routes.admission import DeadlineTooShort
 from app.routes.backend import Backend, Job, Made, make
 from app.schemas import Capabilities, DeadlinePassed, ImageRequest, Queued, Update
 
@@ -52,21 +53,28 @@ class Coalescing:
             yield Update(index, picture)
 
     async def _made(self, job: Job) -> Made:
+        late = False  # it has waited for a flight already, so whatever else comes in the way of its picture, that is late
         while True:
             flight = self._flights.get(job.requests)
-            if flight is None:
-                flight = self._begin(job)
-            elif job.deadline < flight.deadline:
-                return await make(self._backend, job)  # whether that can be met must be found out at the door
-            else:
-                self._on_join()
-            waited = time.monotonic() - flight.began
+            until = job.deadline if flight is None else flight.deadline
             try:
-                made = await self._wait(flight, job.requests)
-                return replace(made, expected_wait_s=max(made.expected_wait_s - waited, 0.0))
-            except DeadlinePassed:
-                if job.deadline <= flight.deadline:
-                    raise  # else it was the first caller's, and there is time for another try
+                if job.deadline < until:
+                    return await make(self._backend, job)  # whether that can be met must be found out at the door
+                return await self._join(flight or self._begin(job), job.requests, alone=flight is None)
+            except (DeadlinePassed, DeadlineTooShort) as error:
+                if job.deadline > until:
+                    late |= isinstance(error, DeadlinePassed)  # the first caller's; there may be time for another try
+                    continue
+                if late:
+                    raise DeadlinePassed("the picture was not ready at its deadline") from error
+                raise
+
+    async def _join(self, flight: Flight, requests: tuple[ImageRequest, ...], *, alone: bool) -> Made:
+        if not alone:
+            self._on_join()
+        waited = time.monotonic() - flight.began
+        made = await self._wait(flight, requests)
+        return replace(made, expected_wait_s=max(made.expected_wait_s - waited, 0.0))
 
     def _begin(self, job: Job) -> Flight:
         """In a context of its own: Serve cancels what was begun in that of a request once its caller leaves, others or not."""

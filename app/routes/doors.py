@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.routes.errors import answer_for, error_response
@@ -46,7 +47,10 @@ class Doors:
             await error_response(scope, 401, answer, {"WWW-Authenticate": "Bearer"})(scope, receive, with_version)
             return
         if scope["method"] == "POST":
-            receive, refused = await self._body(receive, headers, PICTURES.get(local_path(scope)))
+            try:
+                receive, refused = await self._body(receive, headers, PICTURES.get(local_path(scope)))
+            except ClientDisconnect:
+                return
             if refused is not None:
                 await error_response(scope, *refused, {"Connection": "close"})(scope, receive, with_version)
                 return
@@ -65,7 +69,7 @@ class Doors:
         return kind.lower() == "bearer" and any(same)
 
     async def _body(self, receive: Receive, headers: Headers, picture: str | None) -> tuple[Receive, tuple[int, ErrorAnswer] | None]:
-        """Reads it whole: it is small or refused. `picture` is its kind where it is no JSON."""
+        """Reads it whole: it is small or refused. `picture` is its kind where it is no JSON. Raises `ClientDisconnect`."""
         wanted, most = (JSON, self._max_body_bytes) if picture is None else (picture, self._max_picture_bytes)
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > most:
@@ -81,7 +85,9 @@ class Doors:
             body += message.get("body", b"")
             if len(body) > most:
                 return receive, (413, _too_large(len(body), most))
-            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            if not message.get("more_body", False):
                 break
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if body and kind != wanted:

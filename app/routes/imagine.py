@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.routes import caching, rendering
@@ -85,7 +85,10 @@ async def refuse_repeated(raw: Request) -> None:
     if raw.method == "POST":
         if given:
             raise RefusedRequest(*(ErrorDetail.of(name, "must be in the body, not in the address", value) for name, value in given))
-        body = json.loads(await raw.body() or "null", object_pairs_hook=Pairs)
+        try:
+            body = json.loads(await raw.body() or "null", object_pairs_hook=Pairs)
+        except RecursionError as error:  # just below what the framework itself refuses
+            raise HTTPException(400) from error
         given = body if isinstance(body, Pairs) else []
     refuse_twice(name for name, _ in given)
 
@@ -148,7 +151,7 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
 
     async def answer(raw: Request, query: ImagineQuery, deadline: float) -> Response:
         capabilities = await backend.capabilities()
-        form = query.format or rendering.negotiated(raw.headers.get("accept", ""))
+        form = query.format or rendering.negotiated(in_one_line(raw, "accept"))
         request = query.resolved_by(capabilities)
         tag = caching.etag(request, capabilities, form)
         seeded = query.seed is not None
@@ -164,7 +167,7 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
         permalink = caching.permalink(raw.scope.get("root_path", ""), request, capabilities, form)
         if len(permalink) <= caching.LONGEST_ADDRESS:
             headers["Content-Location"] = permalink
-        if raw.method == "GET" and seeded and caching.matches(raw.headers.get("if-none-match", ""), tag):
+        if raw.method == "GET" and seeded and caching.matches(in_one_line(raw, "if-none-match"), tag):
             return Response(status_code=304, headers=headers)
         made = await make(backend, Job((request,), deadline))
         if not caching.is_by_this_model(made.pictures[0].facts, capabilities):
@@ -173,6 +176,11 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
         return Response(body, media_type=rendering.media_type(form), headers=headers | facts_headers(made))
 
     return routes
+
+
+def in_one_line(raw: Request, header: str) -> str:
+    """A list may come in several lines of the same name."""
+    return ", ".join(raw.headers.getlist(header))
 
 
 def body_of(made: Made, form: Format) -> bytes:

@@ -102,7 +102,8 @@ class APIIngress:
             return
         while not ticket.started.is_set():
             try:
-                await asyncio.wait_for(ticket.started.wait(), max(min(stream.SECONDS_BETWEEN_SIGNS_OF_LIFE, job.seconds_left), 0))
+                async with asyncio.timeout(max(min(stream.SECONDS_BETWEEN_SIGNS_OF_LIFE, job.seconds_left), 0)):
+                    await ticket.started.wait()  # not in `wait_for`, which may lose the caller's leaving if both come together
             except TimeoutError:
                 if job.seconds_left <= 0:
                     raise DeadlinePassed("the deadline passed in the queue") from None

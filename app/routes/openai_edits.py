@@ -107,10 +107,18 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
     return routes
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Cameras store upright pictures lying, with a note which way. Raises `Unreadable`."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # damaged notes trip Pillow in as many ways as damaged pictures
+        raise Unreadable("its EXIF is damaged; save it without") from error
+
+
 def opaque(data: bytes) -> Image.Image:
     """RGB. Raises `RefusedRequest`."""
     try:
-        image = ImageOps.exif_transpose(opened(data, FORMATS))  # cameras store upright pictures lying, with a note which way
+        image = upright(opened(data, FORMATS))
         lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
     except (Unreadable, ValueError) as error:  # the second: colours of a kind that Pillow cannot bring to eight bits
         raise RefusedRequest(ErrorDetail(field="image", rule=f"must be a picture: {error}")) from error

@@ -11,12 +11,12 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from app.routes.backend import Job
-from app.schemas import DeadlinePassed, GeneratedImage, Update
+from app.schemas import DeadlinePassed, EngineStopped, GeneratedImage, Update
 
 logger = logging.getLogger("ray.serve")
 
-# What asking a replica ends in that is gone, killed for the node's memory or, with a picture it has made, lost with its node.
-REPLICA_LOST = (RayActorError, ObjectLostError, OutOfMemoryError, NodeDiedError, DeploymentUnavailableError)
+# What asking a replica ends in that is gone, killed for the node's memory, lost with its node, or up with an engine that is not.
+REPLICA_LOST = (RayActorError, ObjectLostError, OutOfMemoryError, NodeDiedError, DeploymentUnavailableError, EngineStopped)
 SECONDS_BEFORE_SECOND_TRY, LONGEST_PAUSE_S = 0.05, 2.0
 Answer = TypeVar("Answer")
 
@@ -91,6 +91,7 @@ class Heard:
 async def before(job: Job, something: Awaitable[Answer]) -> Answer:
     """Waits until the job's deadline at most. Raises `DeadlinePassed`."""
     try:
-        return await asyncio.wait_for(something, max(job.seconds_left, 0))
+        async with asyncio.timeout(max(job.seconds_left, 0)):  # `wait_for` may lose a cancellation that comes with the answer
+            return await something
     except TimeoutError as error:
         raise DeadlinePassed("the picture was not ready at its deadline") from error

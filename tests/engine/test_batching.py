@@ -12,8 +12,7 @@ import torch
 from app.engine import batching
 from app.engine.checkpoint import Checkpoint
 from app.engine.device import Batch
-from app.engine.task import EngineStopped
-from app.schemas import DeadlinePassed, GeneratedImage, GenerationCancelled, Progress
+from app.schemas import DeadlinePassed, EngineStopped, GeneratedImage, GenerationCancelled, Progress
 from tests.engine.together import (
     DEADLINE_S,
     Engines,

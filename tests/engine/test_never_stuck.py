@@ -8,7 +8,7 @@ import pytest
 
 from app.engine import batching, task
 from app.engine.checkpoint import Checkpoint
-from app.engine.task import EngineStopped
+from app.schemas import EngineStopped
 from tests.engine.families import small
 from tests.engine.together import DEADLINE_S, Engines, Held, assert_right, one_held_in_the_loop, request
 

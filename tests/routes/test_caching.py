@@ -29,6 +29,15 @@ def test_a_picture_by_another_version_than_the_one_that_was_asked_is_not_kept(en
     assert not {"ETag", "Content-Location"} & answer.headers.keys()
 
 
+@pytest.mark.parametrize("told", [{"version": "other"}, {"revision": "other"}], ids=["version", "weights"])
+def test_who_holds_the_picture_of_another_version_is_not_told_that_it_is_this_one(engine: ImageEngine, told: dict[str, str]) -> None:
+    with serving(Following(engine, {})) as url:
+        kept = {"If-None-Match": requests.get(f"{url}/imagine", SEEDED, timeout=60).headers["ETag"]}
+        assert requests.get(f"{url}/imagine", SEEDED, headers=kept, timeout=60).status_code == 304
+    with serving(Following(engine, told)) as url:
+        assert requests.get(f"{url}/imagine", SEEDED, headers=kept, timeout=60).status_code == 200
+
+
 def test_a_picture_by_the_version_that_was_asked_is(engine: ImageEngine) -> None:
     with serving(Following(engine, {})) as url:
         answer = requests.get(f"{url}/imagine", SEEDED, timeout=60)

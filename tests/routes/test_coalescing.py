@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.routes.admission import DeadlineTooShort
 from app.routes.backend import Job, Made, make
 from app.routes.coalescing import Coalescing
 from app.schemas import Capabilities, DeadlinePassed, Facts, GeneratedImage, ImageRequest, Queued, Update
@@ -44,9 +45,19 @@ class Kiln:
             yield Update(index, GeneratedImage(str(request.seed).encode(), FACTS))
 
 
+class Strict(Kiln):
+    """Refuses at the door who gives it less than half a second."""
+
+    async def run(self, job: Job) -> AsyncGenerator[Queued | Update]:
+        if job.seconds_left < 0.5:
+            raise DeadlineTooShort(5.0, job.seconds_left, 0.0, None)
+        async for told in super().run(job):
+            yield told
+
+
 class Service:
-    def __init__(self, trouble: Exception | None = None) -> None:
-        self.kiln, self.joined = Kiln(trouble), 0
+    def __init__(self, trouble: Exception | None = None, kiln: Kiln | None = None) -> None:
+        self.kiln, self.joined = kiln or Kiln(trouble), 0
         self.backend = Coalescing(self.kiln, self._join)
 
     def _join(self) -> None:
@@ -172,5 +183,27 @@ def test_streams_stay_outside() -> None:
         service.kiln.open.set()
         await asyncio.gather(*asked)
         assert (service.kiln.begun, service.joined) == (2, 0)
+
+    run(scenario())
+
+
+def test_who_has_waited_until_the_deadline_is_late_and_not_refused() -> None:
+    async def scenario() -> None:
+        service = Service(kiln=Strict())
+        asked = [service.ask(STAR, given_s=1.0 + 0.02 * number) for number in range(4)]
+        ends = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(end) for end in ends] == [DeadlinePassed] * 4
+
+    run(scenario())
+
+
+def test_the_refusal_of_who_gives_too_little_time_is_not_that_of_others() -> None:
+    async def scenario() -> None:
+        service = Service(kiln=Strict())
+        service.kiln.open.set()
+        hasty, patient = service.ask(STAR, given_s=0.1), service.ask(STAR, given_s=60.0)
+        with pytest.raises(DeadlineTooShort):
+            await hasty
+        assert (await patient).pictures[0].png == b"1"
 
     run(scenario())

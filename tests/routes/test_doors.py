@@ -1,10 +1,13 @@
 """What is turned away before a route sees it, through real HTTP. `tests/cluster` has the rest of it on real Ray Serve."""
 
+import asyncio
+import http.client
 import socket
 from urllib.parse import urlsplit
 
 import pytest
 import requests
+from starlette.types import Message, Receive, Scope, Send
 
 from app.engine.engine import ImageEngine
 from app.routes import doors
@@ -33,6 +36,57 @@ def test_an_unexpected_error_names_the_version_too(engine: ImageEngine) -> None:
     with serving(EngineBackend(engine, ZeroDivisionError())) as url:
         answer = requests.get(f"{url}/imagine?prompt=a+star&num_inference_steps=1", timeout=DEADLINE_S)
     assert (answer.status_code, answer.json()["error"], answer.headers["X-Imagine-Version"]) == (500, "failed", "test")
+
+
+@pytest.mark.parametrize("path", ["/imagine", "/v1/images/generations"])
+def test_json_nested_to_the_limits_of_its_parser_is_refused_whichever_limit_it_meets(engine: ImageEngine, path: str) -> None:
+    with serving(EngineBackend(engine)) as url, requests.Session() as session:
+        session.headers["Content-Type"] = "application/json"
+        for opening, closing in (("[", "]"), ('{"a":', "}")):
+            for depth in range(900, 1010):
+                body = f'{{"prompt": "a star", "x": {opening * depth}1{closing * depth}}}'
+                answer = session.post(url + path, body, timeout=DEADLINE_S)
+                assert answer.status_code in (400, 422), (opening, depth)
+
+
+def test_an_accept_header_of_any_length_is_answered_at_once(engine: ImageEngine) -> None:
+    """The time to read this one grows with the square of its length: minutes, for everybody."""
+    with serving(EngineBackend(engine)) as url:
+        asked = {"Accept": 'a/b;"' + ";" * 60_000}
+        answer = requests.get(f"{url}/imagine?prompt=a+star&num_inference_steps=1", headers=asked, timeout=DEADLINE_S)
+    assert (answer.status_code, answer.json()["error"]) == (406, "not_acceptable")
+
+
+def test_what_is_accepted_may_be_said_in_several_lines(engine: ImageEngine) -> None:
+    with serving(EngineBackend(engine)) as url:
+        host = urlsplit(url)
+        connection = http.client.HTTPConnection(str(host.hostname), host.port, timeout=DEADLINE_S)
+        connection.putrequest("GET", "/imagine?prompt=a+star&num_inference_steps=1")
+        for kind in ("text/html", "image/webp"):
+            connection.putheader("Accept", kind)
+        connection.endheaders()
+        answer = connection.getresponse()
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "image/webp")
+        connection.close()
+
+
+def test_a_caller_that_leaves_in_the_middle_of_its_body_never_reaches_a_route() -> None:
+    reached: list[str] = []
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        reached.append(scope["path"])
+
+    told: list[Message] = [{"type": "http.request", "body": b"a part", "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> Message:
+        return told.pop(0)
+
+    async def send(message: Message) -> None:
+        raise ConnectionError("nobody is there")
+
+    scope = {"type": "http", "method": "POST", "path": "/replay", "headers": [(b"content-type", b"image/png")]}
+    asyncio.run(doors.Doors(route, "test", (), 1000, 1000)(scope, receive, send))
+    assert reached == []
 
 
 def test_a_name_that_comes_twice_is_refused_however_deep_its_values_are(engine: ImageEngine) -> None:

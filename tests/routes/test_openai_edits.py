@@ -62,6 +62,16 @@ def test_openais_own_client_may_send_the_picture_alone_or_in_a_list(url: str, as
     assert answer.data[0].b64_json == edit(url).json()["data"][0]["b64_json"]
 
 
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+@pytest.mark.parametrize("damage", [b"Exif\0\0garbage", b"Exif\0\0II*\0"], ids=["garbage", "cut off"])
+def test_a_picture_whose_exif_is_damaged_is_refused(url: str, damage: bytes, form: str) -> None:
+    file = BytesIO()
+    Image.new("RGB", (64, 64)).save(file, form, exif=damage)
+    answer = edit(url, file.getvalue())
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "image")
+    assert "EXIF" in answer.json()["error"]["message"]
+
+
 def test_a_picture_that_a_camera_stored_lying_is_painted_over_upright(url: str) -> None:
     lying, file = Image.new("RGB", (128, 64)), BytesIO()
     exif = lying.getexif()

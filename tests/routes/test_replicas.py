@@ -6,21 +6,25 @@ from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from app.routes.backend import Job
-from app.routes.replicas import Replicas
-from app.schemas import DeadlinePassed, Facts, GeneratedImage, ImageRequest, Progress, Update
+from app.routes.replicas import Replicas, before
+from app.schemas import DeadlinePassed, EngineStopped, Facts, GeneratedImage, ImageRequest, Progress, Update
 
 STAR = ImageRequest(prompt="a star", seed=1, num_inference_steps=3)
 FACTS = Facts(request=STAR, model="", revision="", pipeline="", scheduler="", dtype="", device="", versions={})
 PICTURE = GeneratedImage(b"a picture", FACTS)
+UNAVAILABLE = DeploymentUnavailableError(DeploymentID("TextToImage"))
+LOST = [OutOfMemoryError("of the node"), NodeDiedError("gone"), UNAVAILABLE, EngineStopped("died")]
 
 
 class Answer:
     """What a handle gives: a response, or a stream whose replica may die or hang after the second step."""
 
-    def __init__(self, *, dies: bool, hangs: bool) -> None:
+    def __init__(self, *, dies: Exception | None, hangs: bool) -> None:
         self._dies, self._hangs, self._news, self.cancelled = dies, hangs, self._stream(), False
 
     def __await__(self) -> Generator[Any, Any, list[GeneratedImage]]:
@@ -45,23 +49,23 @@ class Answer:
 
     async def _trouble(self) -> None:
         if self._dies:
-            raise ActorDiedError
+            raise self._dies
         if self._hangs:
             await asyncio.Event().wait()
 
 
 class Model:
-    """A handle of a deployment. The first `dying` replicas that are asked die."""
+    """A handle of a deployment. The first `dying` replicas that are asked die of `error`."""
 
-    def __init__(self, dying: int = 0, *, hangs: bool = False) -> None:
-        self.dying, self.hangs, self.answers = dying, hangs, list[Answer]()
+    def __init__(self, dying: int = 0, *, error: Exception | None = None, hangs: bool = False) -> None:
+        self.dying, self.error, self.hangs, self.answers = dying, error or ActorDiedError(), hangs, list[Answer]()
         self.generate = self.stream = self
 
     def options(self, *, stream: bool) -> "Model":
         return self
 
     def remote(self, requests: list[ImageRequest], *how: float | bool) -> Answer:
-        self.answers.append(Answer(dies=len(self.answers) < self.dying, hangs=self.hangs))
+        self.answers.append(Answer(dies=self.error if len(self.answers) < self.dying else None, hangs=self.hangs))
         return self.answers[-1]
 
 
@@ -79,6 +83,20 @@ def told(model: Model, max_tries: int, *, steps: bool = False, given_s: float = 
 @pytest.mark.parametrize("dying", [0, 1, 2])
 def test_the_next_replica_is_asked_for_what_a_dead_one_was(dying: int) -> None:
     assert told(Model(dying), max_tries=3) == ([Update(0, PICTURE)], dying)
+
+
+@pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("steps", [False, True], ids=["at once", "in a stream"])
+def test_whatever_a_replica_is_lost_to_the_next_one_is_asked(error: Exception, steps: bool) -> None:
+    updates, retries = told(Model(1, error=error), max_tries=3, steps=steps)
+    assert (updates[-1], retries) == (Update(0, PICTURE), 1)
+
+
+def test_an_error_of_the_request_is_told_and_not_tried_again() -> None:
+    model = Model(100, error=ValueError("of the request"))
+    with pytest.raises(ValueError, match="of the request"):
+        told(model, max_tries=3)
+    assert len(model.answers) == 1
 
 
 def test_in_a_stream_every_step_is_told_once_however_often_it_was_made() -> None:
@@ -108,3 +126,27 @@ def test_a_replica_that_has_not_answered_by_the_deadline_is_told_to_stop(steps: 
     with pytest.raises(DeadlinePassed):
         told(model, max_tries=3, steps=steps, given_s=1.0)
     assert [answer.cancelled for answer in model.answers] == [True, True]
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_caller_that_leaves_just_as_an_answer_comes_has_left(turns: int) -> None:
+    """Whatever turn of the event loop it leaves in: nothing further is begun for it that nobody would end."""
+
+    async def scenario() -> None:
+        comes = asyncio.Event()
+
+        async def caller() -> None:
+            await before(Job((STAR,), time.monotonic() + 60), comes.wait())
+            await asyncio.Event().wait()  # what would be begun for it
+
+        asks = asyncio.create_task(caller())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        comes.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        asks.cancel()
+        await asyncio.wait({asks}, timeout=5)
+        assert asks.cancelled()
+
+    asyncio.run(scenario())
