@@ -133,10 +133,10 @@ def limits(args: argparse.Namespace) -> dict[str, float]:
 def all_ways(address: str, folder: Path) -> dict[str, Opened]:
     """By name, how each is started. At the end of its context it is gone again."""
     from scripts.contenders import BATCH as MOST
-    from scripts.contenders import Batched, OneAtATime
+    from scripts.contenders import DEFAULT_ONGOING, Batched, OneAtATime
 
     return {
-        TEMPLATE: partial(_on_serve, TEMPLATE, address, OneAtATime, 1, folder),
+        TEMPLATE: partial(_on_serve, TEMPLATE, address, OneAtATime, DEFAULT_ONGOING, folder),
         BATCH: partial(_on_serve, BATCH, address, Batched, 2 * MOST, folder),
         LIT: partial(_litserve, folder / "lit"),
         OURS: partial(_ours, address),

@@ -25,6 +25,7 @@ from ray.serve.handle import DeploymentHandle
 from app.engine import checkpoint
 
 BATCH, BATCH_WAIT_S = 8, 0.05
+DEFAULT_ONGOING = 5  # of a Serve deployment
 THREADS = 2
 
 
@@ -86,10 +87,15 @@ def _png(image: Any) -> bytes:  # noqa: ANN401
 
 
 class OneAtATime(Plain):
-    """The template's shape: one request per replica."""
+    """The template's shape: one picture at a time. What else Serve lets in waits in the replica, which so never idles."""
+
+    def __init__(self, rows_file: Path) -> None:
+        super().__init__(rows_file)
+        self._one = asyncio.Lock()
 
     async def generate(self, asked: dict[str, Any]) -> bytes:
-        return (await asyncio.to_thread(self.make, [asked]))[0]
+        async with self._one:
+            return (await asyncio.to_thread(self.make, [asked]))[0]
 
 
 class Batched(Plain):
