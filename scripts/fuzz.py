@@ -4,7 +4,8 @@
     python -m scripts.fuzz --cases 500 --seed 7
     python -m scripts.fuzz --url http://127.0.0.1:8000 --cases 200
 
-No answer may have a status, a type or a body that the document does not promise, and nothing may be left running. Exit code 0: so it was.
+No answer may have a status, a type or a body that the document does not promise, nothing may be left running, and the service has to make
+pictures afterwards. Exit code 0: so it was.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from typing import Any
 
 import requests
 
+from app.client import ImagineClient, ImagineError
+from app.schemas import ImageRequest
 from scripts import serving
 
 LIMITS: dict[str, Any] = {"max_pixels": 64 * 64, "max_num_inference_steps": 2, "max_batch_size": 4}
@@ -43,6 +46,16 @@ def fuzz(url: str, cases: int, seed: int | None, timeout_s: float) -> int:
         return subprocess.run(command, cwd=folder, timeout=timeout_s, check=False).returncode
 
 
+def makes_pictures(url: str) -> bool:
+    """Whether the service has room and a replica for a picture, after all that."""
+    try:
+        ImagineClient(url).generate(ImageRequest(prompt="a red star", seed=1, num_inference_steps=2, width=64, height=64))
+    except ImagineError as error:
+        print(f"No picture is made any more: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def is_quiet() -> bool:
     """Whether the denoiser computes nothing any more."""
     before = serving.rows_of()
@@ -62,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
         code = fuzz(url, args.cases, args.seed, args.hours * 3600)
         if args.url is None and not is_quiet():
             print("The denoiser is still at work though nobody waits for a picture.", file=sys.stderr)
+            return 1
+        if not makes_pictures(url):
             return 1
     return code
 

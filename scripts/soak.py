@@ -3,8 +3,9 @@
     python -m scripts.soak                     # 20 minutes
     python -m scripts.soak --minutes 180 --clients 12
 
-Afterwards no picture may have been wrong (each is compared with that of its seed), no answer undocumented, no thread or task left, and the
-memory of the replicas may not have grown by more than 5 per cent after the first quarter. Exit code 0: so it was.
+Afterwards no picture may have been wrong (each is compared with that of its seed), no answer undocumented, nobody refused for want of
+room, no thread or task left, every replica the same process as before and as able to make pictures, and the memory of the replicas may not
+have grown by more than 5 per cent after the first quarter. Exit code 0: so it was.
 """
 
 import argparse
@@ -38,6 +39,7 @@ MOST_GROWTH = 1.05
 FIRST_PART = 4  # of so many, in which memory may still grow
 SECONDS_BETWEEN_SAMPLES = 5.0
 LEAVES, BAD = 0.2, 0.15  # shares of the requests
+FEW_CLIENTS = 8  # so many find room at any time
 DOCUMENTED = {200, 304, 400, 404, 406, 413, 415, 422, 503, 504}
 NONSENSE: tuple[dict[str, Any], ...] = (
     {"prompt": ""}, {"prompt": "a", "seed": "x"}, {"prompt": "a", "n": 0}, {"prompt": "a", "img_size": 63}, {}, {"prompt": "\0" * 3000},
@@ -56,9 +58,20 @@ class Seen:
     memory: list[int] = field(default_factory=list)  # bytes of all replicas, now and then
     threads: list[int] = field(default_factory=list)
 
+    @property
+    def refused(self) -> int:
+        return sum(count for answer, count in self.answers.items() if answer.endswith((" 503", " 504")))
+
 
 def pixels(data: bytes) -> Pixels:
     return np.asarray(Image.open(BytesIO(data)).convert("RGB"), dtype=np.int16)
+
+
+def is_same_picture(made: bytes, right: bytes) -> bool:
+    if not made:
+        return False
+    one, other = pixels(made), pixels(right)
+    return one.shape == other.shape and int(np.abs(one - other).max()) <= 1
 
 
 def subject(number: int) -> dict[str, Any]:
@@ -163,9 +176,7 @@ class Caller:
             self._seen.wrong.append(f"{route}: {status} for {subject(number) if bad is None else bad}")
         elif status == 200:
             self._seen.checked += 1
-            made = pixels(data) if data else np.zeros((1, 1, 3), np.int16)
-            right = pixels(expected or self._references[number].picture)
-            if made.shape != right.shape or np.abs(made - right).max() > 1:
+            if not is_same_picture(data, expected or self._references[number].picture):
                 self._seen.wrong.append(f"{route}: not the picture of {subject(number)}")
 
 
@@ -230,15 +241,21 @@ def main(argv: list[str] | None = None) -> int:
         references = [reference(client, number) for number in range(SUBJECTS)]
         asyncio.run(storm(url, references, args.clients, 10.0, args.seed + 1000))  # pools are filled, caches warm
         time.sleep(5)
-        before = tasks()
+        before, processes = tasks(), {child.pid for child in replicas()}
         seen = asyncio.run(storm(url, references, args.clients, 60 * args.minutes, args.seed))
         time.sleep(5)
         after = tasks()
+        if {child.pid for child in replicas()} != processes:
+            seen.wrong.append("a replica is not the process that it was")
+        for number, right in enumerate(references):
+            if not is_same_picture(client.generate(ImageRequest(**subject(number))).png, right.picture):
+                seen.wrong.append(f"afterwards: not the picture of {subject(number)}")
     grew = {"memory": growth(seen.memory), "threads": growth(seen.threads)}
     told = {"pictures checked": seen.checked, "wrong": len(seen.wrong), "grew by": {what: f"{by - 1:+.1%}" for what, by in grew.items()}}
     print(json.dumps(told | {"tasks before": before, "tasks after": after, "answers": dict(seen.answers)}, indent=1))
     print(*seen.wrong[:20], sep="\n", file=sys.stderr)
-    return int(bool(seen.wrong) or not seen.checked or after > before or max(grew.values()) > MOST_GROWTH)
+    refused = seen.refused and args.clients <= FEW_CLIENTS
+    return int(bool(seen.wrong or refused) or not seen.checked or after > before or max(grew.values()) > MOST_GROWTH)
 
 
 if __name__ == "__main__":
