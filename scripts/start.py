@@ -24,6 +24,7 @@ from urllib.parse import urlencode
 
 if TYPE_CHECKING:
     from app.client import ImagineClient
+    from app.schemas import ImageRequest
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -63,15 +64,17 @@ def serve_until_stopped(args: argparse.Namespace) -> int:
 
     from app import entrypoint, startup
     from app.client import ImagineClient
+    from app.schemas import ImageRequest
     from app.settings import Settings
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     times = {} if args.install_seconds is None else {"install": args.install_seconds}
     try:
-        settings = Settings()
+        settings, request = Settings(), ImageRequest(prompt=args.prompt)
     except ValidationError as error:
-        print(f"A setting is wrong: {error}", file=sys.stderr)
+        print(f"A setting or the prompt is wrong: {error}", file=sys.stderr)
         return 2
+    token = settings.tokens[0].get_secret_value() if settings.tokens else None
     try:
         with _timed(times, "start Ray"):
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -84,12 +87,13 @@ def serve_until_stopped(args: argparse.Namespace) -> int:
                 why = startup.replica_log() or [str(error)]
                 print(f"The app could not start: {why[-1].strip()}", file=sys.stderr)
                 return 1
-            client = ImagineClient(f"http://127.0.0.1:{args.port}")
+            client = ImagineClient(f"http://127.0.0.1:{args.port}", token)
             client.wait_until_ready()
+        said = []
         if not args.no_picture:
             with _timed(times, "first picture"):
-                _first_picture(client, args.prompt)
-        _tell(client.base_url, args.prompt, times)
+                said = [_first_picture(client, request)]
+        _tell(client.base_url, args.prompt, [*said, _told_times(times)], needs_token=token is not None)
         while True:
             signal.pause()
     finally:
@@ -102,22 +106,26 @@ def serve_until_stopped(args: argparse.Namespace) -> int:
                 ray.shutdown()
 
 
-def _first_picture(client: "ImagineClient", prompt: str) -> None:
-    from app.schemas import ImageRequest
+def _first_picture(client: "ImagineClient", request: "ImageRequest") -> str:
+    """Where it is, or why there is none, which is no reason not to serve."""
+    from app.schemas import RefusedRequest, SourceError
 
-    PICTURE.write_bytes(client.generate(ImageRequest(prompt=prompt)).png)
+    try:
+        PICTURE.write_bytes(client.generate(request).png)
+    except (SourceError, RefusedRequest, OSError) as error:
+        return f"There is no first picture: {error}"
+    return f"The first picture: {PICTURE.resolve()}"
 
 
-def _tell(base_url: str, prompt: str, times: dict[str, float]) -> None:
+def _told_times(times: dict[str, float]) -> str:
+    return "Times: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items())
+
+
+def _tell(base_url: str, prompt: str, said: list[str], *, needs_token: bool) -> None:
     url = f"{base_url}/imagine?{urlencode({'prompt': prompt, 'seed': 1})}"
-    lines = [f"The first picture: {PICTURE.resolve()}"] if PICTURE.exists() and "first picture" in times else []
-    lines += [
-        "Times: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items()),
-        f"Another one: curl -o picture.png {shlex.quote(url)}",
-        f"All parameters: {base_url}/docs",
-        "Stop: Ctrl-C",
-    ]
-    print("", *lines, sep="\n", flush=True)
+    header = "-H 'Authorization: Bearer TOKEN' " if needs_token else ""
+    lines = [f"Another one: curl -o picture.png {header}{shlex.quote(url)}", f"All parameters: {base_url}/docs", "Stop: Ctrl-C"]
+    print("", *said, *lines, sep="\n", flush=True)
 
 
 @contextlib.contextmanager

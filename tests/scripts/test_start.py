@@ -80,11 +80,22 @@ def test_a_port_in_use_is_said_before_anything_is_started() -> None:
     assert f"Port {port} is in use" in done.stderr
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_in_the_background_until_a_signal_and_leaves_nothing_behind(tmp_path: Path, free_port: int, end: signal.Signals) -> None:
+def test_a_prompt_that_breaks_a_rule_is_said_before_anything_is_started(free_port: int) -> None:
+    command = ["bash", "scripts/start.sh", "", "--port", str(free_port)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "prompt" in done.stderr
+    assert "start Ray" not in done.stdout
+
+
+@pytest.mark.parametrize(("end", "token"), [(signal.SIGINT, ""), (signal.SIGTERM, "a-token-of-the-service")])
+def test_it_serves_in_the_background_until_a_signal_and_leaves_nothing_behind(
+    tmp_path: Path, free_port: int, end: signal.Signals, token: str
+) -> None:
     log = tmp_path / "start.log"
     command = f'exec bash scripts/start.sh "a red heart on a yellow background" --port {free_port} > {log} 2>&1'
-    started = subprocess.Popen(["bash", "-c", f"{command} & wait"], cwd=REPOSITORY, start_new_session=True)
+    environment = os.environ | ({"IMAGINE_TOKENS": token} if token else {})
+    started = subprocess.Popen(["bash", "-c", f"{command} & wait"], cwd=REPOSITORY, env=environment, start_new_session=True)
     deadline = time.monotonic() + 150
     while "Stop: Ctrl-C" not in (text := log.read_text() if log.exists() else ""):
         assert started.poll() is None, text
@@ -92,8 +103,11 @@ def test_it_serves_in_the_background_until_a_signal_and_leaves_nothing_behind(tm
         time.sleep(0.2)
     (picture,) = re.findall(r"The first picture: (.+)", text)
     assert Image.open(picture).size == (128, 128)
-    (address,) = re.findall(r"curl -o picture.png '(.+)'", text)
-    assert requests.get(address, timeout=60).headers["Content-Type"] == "image/png"
+    (header, address) = re.findall(r"curl -o picture.png (?:-H '(.+)' )?'(http.+)'", text)[0]
+    assert header == ("Authorization: Bearer TOKEN" if token else "")
+    answer = requests.get(address, headers={"Authorization": f"Bearer {token}"}, timeout=60)
+    assert answer.headers["Content-Type"] == "image/png"
+    assert token == "" or token not in text
 
     server = psutil.Process(started.pid).children()[0]
     family = [server, *server.children(recursive=True)]
