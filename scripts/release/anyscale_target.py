@@ -22,6 +22,7 @@ from scripts.release.service import Service
 from scripts.release.target import GONE, Observed, Version
 
 LOG_LINES = 40
+TRY_AGAIN = frozenset({408, 429})
 READS = frozenset({"GET", "HEAD"})  # may be sent again after a 5xx or a dropped connection: they change nothing
 
 
@@ -113,7 +114,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (InternalApiException, ExternalApiException) as error:
-        if error.status is not None and 400 <= error.status < 500:
+        if error.status is not None and 400 <= error.status < 500 and error.status not in TRY_AGAIN:
             raise Refused(f"the control plane refused it ({error.status}): {error.body or error.reason}") from error
         raise Unreachable(f"the control plane answered {error.status} ({error.reason})") from error
     except (urllib3.exceptions.HTTPError, requests.RequestException) as error:
@@ -123,7 +124,11 @@ def _translated() -> Iterator[None]:
             raise Unreachable(f"the control plane cannot be reached: {error.message.splitlines()[0]}") from error
         raise Refused(error.message) from error
     except (ValueError, TypeError, RuntimeError, FileNotFoundError) as error:
+        if getattr(error.__context__, "status", None) in TRY_AGAIN:  # of the answer that the SDK has put into words
+            raise Unreachable(str(error)) from error
         raise Refused(str(error)) from error
+    except Exception as error:
+        raise Refused(f"the anyscale package failed: {error!r}") from error
 
 
 def _root(error: Exception) -> str:

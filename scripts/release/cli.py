@@ -57,6 +57,7 @@ def deploy(
     allow_dirty: options.DirtyOption = False,
     quick: options.QuickOption = False,
     canary: options.CanaryOption = "",
+    golden: options.GoldenOption = True,
     requests: options.RequestsOption = 20,
     p95_limit_s: options.P95Option = 30.0,
     timeout_s: options.TimeoutOption = 1800.0,
@@ -83,7 +84,7 @@ def deploy(
     place = connect(target, service, address, url, upload=not no_upload)
     own_token = service.settings.tokens[0].get_secret_value() if service.settings.tokens else None
     tell.keep_secret(own_token)
-    limits = smoke.Limits(requests=requests, p95_s=p95_limit_s)
+    limits = smoke.Limits(golden=golden, requests=requests, p95_s=p95_limit_s)
     with staged(file.parent) as folder:
         rollout = Rollout(
             place,
@@ -187,7 +188,8 @@ def main(argv: Sequence[str] | None = None, help_text: str | None = None) -> int
 
 
 def _service(file: Path, sets: Sequence[str] | None, version: str | None, *, quick: bool, allow_dirty: bool) -> Service:
-    return read(file, version_name(file.parent, version, allow_dirty=allow_dirty), options.overrides(sets), quick=quick)
+    others = [*sorted(sets or ()), *(["--quick"] if quick else ()), *([file.name] if file.name != SERVICE_FILE.name else ())]
+    return read(file, version_name(file.parent, version, others, allow_dirty=allow_dirty), options.overrides(sets), quick=quick)
 
 
 def _tell_plan(root: Path, service: Service, target: Kind, steps: tuple[int, ...], image: str, working_dir: str | None) -> None:

@@ -40,6 +40,9 @@ ImageOption = Annotated[str, typer.Option("--image", help="Built from the contai
 WorkingDirOption = Annotated[
     str | None, typer.Option("--working-dir", help="URI of a zip of the code, for --target kuberay; without one the image holds the code.")
 ]
+GoldenOption = Annotated[
+    bool, typer.Option("--golden/--no-golden", help="The first picture has to be a red thing on yellow; if not, any that is not blank.")
+]
 RequestsOption = Annotated[int, typer.Option("--requests", min=20, help="Pictures whose time is measured.")]
 P95Option = Annotated[float, typer.Option("--p95-limit-s", min=0.001, help="Longest 95th percentile of a picture's time, in seconds.")]
 TimeoutOption = Annotated[float, typer.Option("--timeout-s", min=0, help="How long a version may take to come up.")]

@@ -27,29 +27,31 @@ class Member:
     size: int  # bytes
 
 
-def version_name(root: Path, given: str | None, *, allow_dirty: bool) -> str:
+def version_name(root: Path, given: str | None, options: Sequence[str] = (), *, allow_dirty: bool) -> str:
     """The one given, else the commit: `1a2b3c4d5e6f`, or `1a2b3c4d5e6f-dirty-01234567` with a digest of all files.
 
+    `options` are what else makes the version another one; they end it with a digest of theirs: `1a2b3c4d5e6f-with-01234567`.
     Raises `Refused` for files that are in no commit, unless those are allowed.
     """
+    if given is not None and not NAME.fullmatch(given):
+        raise Refused(f"--version must be 1 to 64 letters, digits or any of ._+-, got {given!r}")
+    changed = (_git(root, "status", "--porcelain", "--untracked-files=all") or "").splitlines()
+    if changed and not allow_dirty:
+        shown = ", ".join(line[3:] for line in changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        raise Refused(f"there are changes that are in no commit ({shown}); commit them, or pass --allow-dirty")
     if given is not None:
-        if not NAME.fullmatch(given):
-            raise Refused(f"--version must be 1 to 64 letters, digits or any of ._+-, got {given!r}")
         return given
+    name = _named_after_files(root, allow_dirty=allow_dirty) + (f"-dirty-{_digest(root)[:8]}" if changed else "")
+    return f"{name}-with-{hashlib.sha256(repr(options).encode()).hexdigest()[:8]}" if options else name
+
+
+def _named_after_files(root: Path, *, allow_dirty: bool) -> str:
     commit = _git(root, "rev-parse", "--short=12", "HEAD")
-    if commit is None and allow_dirty:
-        return f"files-{_digest(root)[:12]}"
-    if commit is None:
+    if commit is None and not allow_dirty:
         raise Refused(
             "this folder is no git checkout, so there is no commit to name the version after; pass --version NAME or --allow-dirty"
         )
-    changed = (_git(root, "status", "--porcelain", "--untracked-files=all") or "").splitlines()
-    if not changed:
-        return commit
-    if not allow_dirty:
-        shown = ", ".join(line[3:] for line in changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
-        raise Refused(f"there are changes that are in no commit ({shown}); commit them, or pass --allow-dirty")
-    return f"{commit}-dirty-{_digest(root)[:8]}"
+    return commit or f"files-{_digest(root)[:12]}"
 
 
 @contextmanager

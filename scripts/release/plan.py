@@ -39,6 +39,12 @@ def compared(service: Service, observed: Observed | None) -> str:
     return "\n".join([f"running   {observed}", *(f"change    {line}" for line in changed or ["none but the code"])])
 
 
+def changed_settings(service: Service, observed: Observed) -> list[str]:
+    """Where the settings of a version that serves are not those of `service`, which has the same name."""
+    old = _plain(observed.primary and observed.primary.deployed).get("applications") or [{}]
+    return list(_differences("args", old[0].get("args"), service.application["args"]))
+
+
 def _plain(deployed: object) -> dict[str, Any]:
     """The fields of a `ServiceConfig`, or of an application of a Serve config."""
     if isinstance(deployed, Mapping):
@@ -59,8 +65,14 @@ def _differences(path: str, old: object, new: object) -> Iterator[str]:
 
 
 def _nodes(service: Service) -> str:
-    groups = (service.fields.get("compute_config") or {}).get("worker_nodes") or []
-    told = [f"{group['instance_type']}, {group.get('min_nodes', 0)} to {group.get('max_nodes', 10)} nodes" for group in groups]
+    config = service.fields.get("compute_config") or {}
+    if isinstance(config, str):
+        return f"nodes as in {config}"
+    groups = config.get("worker_nodes") or []
+    told = [
+        f"{group.get('instance_type', 'any instances')}, {group.get('min_nodes', 0)} to {group.get('max_nodes', 10)} nodes"
+        for group in groups
+    ]
     return "; ".join(told) or "nodes as the cloud chooses them"
 
 

@@ -1,11 +1,13 @@
 """One rollout, from the deploy to the version that serves, or back."""
 
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from scripts.release import plan
 from scripts.release.outcome import Exit, Failed, Refused, Unreachable
 from scripts.release.service import Service
 from scripts.release.target import ALL, BROKEN, GOING_BACK, Observed, Target, Version
@@ -13,6 +15,7 @@ from scripts.release.tell import Teller
 
 TRIES = 3  # of what may be repeated
 BROKEN_LOOKS = 2  # in a row, before a version is given up: one may be a moment between two states
+REFUSED_LOOKS = 3  # in a row, before nobody is believed to be listening
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,11 @@ class Rollout:
                 under_way = True
                 observed = self._wait(partial(self._reached, percent), self._raise_if_lost)
                 self._check(observed)
-        except (Failed, Refused, Unreachable) as error:
+        except Exception as error:
             if not under_way and not self._seen:
                 raise
+            if not isinstance(error, Failed | Refused | Unreachable):
+                self._tell.quote(traceback.format_exc())
             return self._take_back(before, error)
         self._tell.say(f"done: {self._version} serves all requests at {observed.url}")
         return Exit.DONE
@@ -77,6 +82,8 @@ class Rollout:
         return Exit.DONE
 
     def _check_again(self, observed: Observed) -> Exit:
+        if changed := plan.changed_settings(self._service, observed):
+            raise Refused(f"{self._version} is serving already with other settings ({'; '.join(changed)}); give these another --version")
         self._tell.say(f"{self._version} is serving already; only checking it")
         try:
             self._check(observed)
@@ -92,6 +99,8 @@ class Rollout:
         if before.canary is None or before.canary.name != self._version or before.state == GOING_BACK:
             raise Refused(f"another rollout is going on ({before}); wait for its end, or stop it: python scripts/rollout.py rollback")
         self._tell.say(f"taking up the rollout of {self._version} where it is: {before}")
+        if not self._wanted_steps:
+            self._tell.say("its share of the traffic moves on by itself unless --canary has set it; then say --canary again")
         self._seen = True
         return True
 
@@ -102,7 +111,8 @@ class Rollout:
             self._tell.say("there is no version yet that could share the traffic: no canary")
             return [None]
         done = (before.canary.percent or 0) if under_way and before.canary else 0
-        steps = [percent for percent in self._wanted_steps if percent > done or percent == ALL]
+        # The one it has reached again: whether it was checked there is not known.
+        steps = [percent for percent in self._wanted_steps if percent >= done or percent == ALL]
         return [*steps, *([] if steps and steps[-1] == ALL else [ALL])]
 
     def _advance(self, percent: int | None, before: Observed | None, under_way: bool) -> None:
@@ -178,13 +188,17 @@ class Rollout:
     def _wait(self, reached: Callable[[Observed], bool], raise_if_lost: Callable[[Observed | None], None]) -> Observed:
         deadline = time.monotonic() + self._patience.timeout_s
         last: Observed | None = None
+        refused = 0
         while True:
             try:
-                last = self._look()
+                last, refused = self._look(), 0
                 raise_if_lost(last)
                 if last is not None and reached(last):
                     return last
-            except Unreachable as error:
+            except (Refused, Unreachable) as error:
+                refused += isinstance(error, Refused)
+                if refused == REFUSED_LOOKS:
+                    raise
                 self._tell.say_once(f"{error}; still waiting")
             if time.monotonic() > deadline:
                 raise Failed(f"it did not come about within {self._patience.timeout_s:g} s; last seen: {last}")

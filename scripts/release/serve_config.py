@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from scripts.release.outcome import Refused
 from scripts.release.service import Service, requirements
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost"})
@@ -21,12 +22,24 @@ def serve_config(service: Service, working_dir: str | None = None, url: str | No
     for name in ("APIIngress", "TextToImage"):
         overridden[name] = {"name": name} | overridden.get(name, {}) | {"max_surge_percent": ALL_AT_ONCE}
     application["deployments"] = list(overridden.values())
-    if working_dir is not None:
-        application["runtime_env"] = {"working_dir": working_dir}
+    if runtime_env := _runtime_env(service, working_dir):
+        application["runtime_env"] = runtime_env
     config: dict[str, Any] = {"http_options": dict(service.fields.get("http_options", {})) | _listening(url)}
     if "logging_config" in service.fields:
         config["logging_config"] = service.fields["logging_config"]
     return config | {"applications": [application]}
+
+
+def _runtime_env(service: Service, working_dir: str | None) -> dict[str, Any]:
+    """The application's own, and what a service config has beside it: the anyscale package brings these together as well."""
+    runtime_env = dict(service.application.get("runtime_env") or {})
+    if env_vars := service.fields.get("env_vars"):
+        runtime_env["env_vars"] = env_vars | (runtime_env.get("env_vars") or {})
+    if packages := service.fields.get("requirements"):
+        if isinstance(packages, str):
+            raise Refused(f"requirements must be a list of packages for this target, got the file {packages}")
+        runtime_env["pip"] = packages
+    return runtime_env | ({} if working_dir is None else {"working_dir": working_dir})
 
 
 def _listening(url: str | None) -> dict[str, Any]:

@@ -112,6 +112,8 @@ def _settings(path: Path, args: Mapping[str, Any]) -> Settings:
 
 def _quick(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The recipe's base image, and the rest installed by each replica before it starts."""
+    if "containerfile" not in fields:
+        raise Refused("--quick takes its base image from the containerfile, and the file names none")
     recipe = (folder / fields["containerfile"]).read_text()
     base = re.search(r"^FROM (\S+)", recipe, re.MULTILINE)
     if base is None:

@@ -1,5 +1,6 @@
 """The rollout against a stand-in for the control plane, and a small repository to roll out."""
 
+import copy
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,11 @@ from tests.rollout.stand_in import CLI_TOKEN, StandIn, running
 GIT = ["git", "-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false"]
 UPLOADED = "app requirements.txt service.yaml .container"
 PINNED = ("--set", "model=owner/name", "--set", f"revision={'0' * 40}")
-TINY = ("--set", "model=tiny", "--set", "revision=bundled", "--set", "device=cpu", "--set", "cpu_threads=1", "--set", "max_replicas=1")
+TINY = tuple(
+    part
+    for field in ("model=tiny", "revision=bundled", "device=cpu", "cpu_threads=1", "max_replicas=1", "max_num_inference_steps=8")
+    for part in ("--set", field)
+)
 QUICK = ("--poll-s", "0.01", "--timeout-s", "5")
 
 Rollout = Callable[..., int]
@@ -22,10 +27,14 @@ Rollout = Callable[..., int]
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
     with running() as stand_in:
-        monkeypatch.setenv("ANYSCALE_HOST", stand_in.url)
-        monkeypatch.setenv("ANYSCALE_CLI_TOKEN", CLI_TOKEN)
-        monkeypatch.setenv("HOME", str(tmp_path))
+        log_in(monkeypatch, stand_in, tmp_path)
         yield stand_in
+
+
+def log_in(monkeypatch: pytest.MonkeyPatch, stand_in: StandIn, home: Path) -> None:
+    monkeypatch.setenv("ANYSCALE_HOST", stand_in.url)
+    monkeypatch.setenv("ANYSCALE_CLI_TOKEN", CLI_TOKEN)
+    monkeypatch.setenv("HOME", str(home))
 
 
 @pytest.fixture(scope="session")
@@ -58,15 +67,25 @@ def commit(folder: Path) -> str:
 def rollout(stand_in: StandIn, checkout: Path) -> Rollout:
     """Runs `rollout.py deploy` on the checkout; gives the exit status."""
 
-    def run(*arguments: str) -> int:
-        return main(["deploy", "--file", str(checkout / "service.yaml"), *PINNED, *QUICK, *arguments])
+    return lambda *arguments: deploy(checkout, *arguments)
 
-    return run
+
+def deploy(checkout: Path, *arguments: str) -> int:
+    return main(["deploy", "--file", str(checkout / "service.yaml"), *PINNED, *QUICK, *arguments])
+
+
+@pytest.fixture(scope="session")
+def deployed_old(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> StandIn:
+    with running() as stand_in, pytest.MonkeyPatch.context() as monkeypatch:
+        log_in(monkeypatch, stand_in, tmp_path_factory.mktemp("home"))
+        assert deploy(checkout, "--version", "old") == 0
+    return stand_in
 
 
 @pytest.fixture
-def running_old(stand_in: StandIn, rollout: Rollout) -> StandIn:
+def running_old(stand_in: StandIn, deployed_old: StandIn) -> StandIn:
     """The version `old` serves, and nothing is recorded yet."""
-    assert rollout("--version", "old") == 0
-    stand_in.calls.clear()
+    stand_in.platform.primary, stand_in.platform.state = copy.deepcopy(deployed_old.platform.primary), "RUNNING"
+    stand_in.uploads, stand_in.compute = dict(deployed_old.uploads), dict(deployed_old.compute)
+    stand_in.containerfiles = list(deployed_old.containerfiles)
     return stand_in

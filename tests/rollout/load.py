@@ -17,9 +17,9 @@ CALLERS = 2
 ASKED = [
     ImageRequest(prompt=prompt, seed=seed, num_inference_steps=steps)
     for prompt, seed, steps in (
-        ("a red heart on a yellow background", 1, 4),
-        ("a blue circle on a white background", 2, 8),
-        ("a green square on a pink background", 3, 16),
+        ("a red heart on a yellow background", 1, 2),
+        ("a blue circle on a white background", 2, 4),
+        ("a green square on a pink background", 3, 8),
     )
 ]
 

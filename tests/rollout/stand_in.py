@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from tests.rollout.platform_state import TIME, USER, Platform
 from tests.rollout.served import Served
@@ -235,10 +235,10 @@ class Handler(BaseHTTPRequestHandler):
     stand_in: StandIn
 
     def handle_any(self) -> None:
-        path = urlsplit(self.path).path
+        path, query = urlsplit(self.path).path, dict(parse_qsl(urlsplit(self.path).query))
         data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if path.startswith("/served/"):
-            return self.reply(*self.stand_in.served.answer(self.stand_in.platform, path, self.headers.get("Authorization")))
+            return self.reply(*self.stand_in.served.answer(self.stand_in.platform, path, query, self.headers.get("Authorization")))
         if path == "/log":
             return self.reply(200, {"Content-Type": "text/plain"}, LOG.encode())
         body = json.loads(data) if data and self.headers.get("Content-Type", "").startswith("application/json") else data

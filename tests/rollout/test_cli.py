@@ -1,10 +1,12 @@
 """The command line itself: what needs no account, what is refused, and what Ctrl-C does."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -14,6 +16,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from scripts.release.cli import main
 from scripts.release.outcome import Exit
+from scripts.release.package import version_name
+from scripts.release.serve_config import serve_config
+from scripts.release.service import read
 from tests.conftest import REPOSITORY
 from tests.rollout.conftest import PINNED, Rollout, commit
 from tests.rollout.stand_in import CLI_TOKEN, Call, StandIn
@@ -48,6 +53,16 @@ def test_with_a_token_a_plan_also_tells_what_would_change(
     assert "running   RUNNING, primary old RUNNING 100 %" in told
     assert "change    applications[0].args.max_batch_size: 8 -> 4" in told
     assert running_old.changes() == []
+
+
+@pytest.mark.usefixtures("no_account")
+def test_a_plan_takes_a_compute_config_by_its_name(tmp_path: Path, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = yaml.safe_load((checkout / "service.yaml").read_text()) | {"compute_config": "ours:3"}
+    shutil.copytree(checkout / ".container", tmp_path / ".container")
+    path = tmp_path / "service.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    assert main(["plan", "--file", str(path), "--version", "mine"]) == 0
+    assert "replicas  1 to 99; nodes as in ours:3" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("no_account")
@@ -100,18 +115,29 @@ def test_a_version_is_named_after_its_commit_and_changes_in_none_are_refused_unl
 ) -> None:
     file = ["--file", str(checkout / "service.yaml"), *PINNED, "--poll-s", "0.01"]
     name = commit(checkout)
+    assert version_name(checkout, None, allow_dirty=False) == name
     assert main(["deploy", *file]) == 0
     stray = checkout / "app" / "stray.py"
     stray.write_text("")
     try:
         assert main(["deploy", *file]) == Exit.REFUSED
         assert "there are changes that are in no commit (app/stray.py)" in capsys.readouterr().err
+        assert main(["deploy", *file, "--version", "mine"]) == Exit.REFUSED
         assert main(["deploy", *file, "--allow-dirty"]) == 0
     finally:
         stray.unlink()
     first, second = (applied["version"] for applied in stand_in.applied())
-    assert first == name
-    assert second.startswith(f"{name}-dirty-")
+    assert re.fullmatch(f"{name}-with-[0-9a-f]{{8}}", first)
+    assert re.fullmatch(f"{name}-dirty-[0-9a-f]{{8}}-with-[0-9a-f]{{8}}", second)
+
+
+def test_the_same_commit_with_other_settings_is_another_version(checkout: Path, stand_in: StandIn) -> None:
+    file = ["--file", str(checkout / "service.yaml"), *PINNED, "--poll-s", "0.01"]
+    commit(checkout)
+    for more in ([], ["--set", "max_batch_size=4"], ["--quick"]):
+        assert main(["deploy", *file, *more]) == 0
+    versions = [applied["version"] for applied in stand_in.applied()]
+    assert len(set(versions)) == len(versions) == 3
 
 
 @pytest.mark.usefixtures("no_account")
@@ -220,6 +246,18 @@ def test_kuberay_prints_a_manifest_of_the_same_application(checkout: Path, capsy
     assert {entry["max_surge_percent"] for entry in application["deployments"]} == {100}
     (workers,) = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     assert (workers["minReplicas"], workers["maxReplicas"]) == (0, 99)
+
+
+def test_what_stands_beside_the_application_goes_with_it_to_any_cluster(checkout: Path) -> None:
+    service = read(checkout / "service.yaml", "mine")
+    application = service.application | {"runtime_env": {"env_vars": {"HF_HOME": "/models"}}}
+    fields = service.fields | {"applications": [application], "env_vars": {"HF_TOKEN": "t", "HF_HOME": "/"}, "requirements": ["x==1"]}
+    (configured,) = serve_config(replace(service, fields=fields), "s3://code.zip")["applications"]
+    assert configured["runtime_env"] == {
+        "env_vars": {"HF_TOKEN": "t", "HF_HOME": "/models"},
+        "pip": ["x==1"],
+        "working_dir": "s3://code.zip",
+    }
 
 
 def closed(required: list[str], **properties: object) -> dict[str, object]:

@@ -1,7 +1,10 @@
 """What is sent to the control plane, in which order, when all goes well."""
 
+import random
+
 import pytest
 
+from scripts.release.outcome import Exit
 from tests.rollout.conftest import Rollout
 from tests.rollout.stand_in import StandIn
 
@@ -28,7 +31,7 @@ def test_an_update_goes_by_the_platforms_steps_and_is_checked_at_the_end(
     said = capsys.readouterr().err
     for percent in (10, 50, 100):
         assert f"canary new RUNNING {percent} %" in said
-    assert said.index("canary new RUNNING 100 %") < said.index("new passed: ready, the golden picture is right, p95 of 20 pictures")
+    assert said.index("canary new RUNNING 100 %") < said.index("new passed: ready, the first picture is right, p95 of 20 pictures")
 
 
 def test_a_canary_is_checked_at_each_step_until_the_new_version_has_answered_often_enough(
@@ -38,8 +41,21 @@ def test_a_canary_is_checked_at_each_step_until_the_new_version_has_answered_oft
     assert running_old.changes() == ["apply new 20", "apply new 50", "apply new 100"]
     assert capsys.readouterr().err.count("new passed") == 3
     pictures = [version for path, version in running_old.served.answered if path == "/served/imagine"]
-    assert pictures.count("new") == 3 * 21
-    assert pictures.count("old") > 21 * 3, "at 20 % of the traffic the old version answers four times as often"
+    assert (pictures.count("new"), pictures.count("old")) == (3 * 21, 0), "the old version makes no picture that nobody looks at"
+    refusals = [version for path, version in running_old.served.answered if path == "/served/imagine refused"]
+    assert refusals.count("old") > 21 * 3, "at 20 % of the traffic the old version answers four times as often"
+
+
+def test_a_canary_of_one_percent_is_found_among_the_answers_of_the_old_version(rollout: Rollout, running_old: StandIn) -> None:
+    running_old.served.chance = random.Random(0)
+    assert rollout("--version", "new", "--canary", "1") == 0
+    assert running_old.changes() == ["apply new 1", "apply new 100"]
+
+
+def test_a_new_ingress_that_still_meets_replicas_of_the_old_version_is_asked_again(rollout: Rollout, running_old: StandIn) -> None:
+    running_old.served.made_by_old["new"] = 2
+    assert rollout("--version", "new") == 0
+    assert running_old.served.answered.count(("/served/imagine refused", "new")) == 2
 
 
 def test_what_is_applied_is_the_service_config_with_the_version_in_the_arguments(rollout: Rollout, stand_in: StandIn) -> None:
@@ -78,11 +94,22 @@ def test_a_version_that_serves_already_is_only_checked(rollout: Rollout, running
     assert running_old.changes() == []
 
 
-def test_a_canary_that_was_interrupted_is_taken_up_where_it_is(rollout: Rollout, running_old: StandIn) -> None:
+def test_the_same_version_with_other_settings_is_refused_and_says_which(
+    rollout: Rollout, running_old: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rollout("--version", "old", "--set", "max_batch_size=4") == Exit.REFUSED
+    assert running_old.changes() == []
+    assert "old is serving already with other settings (args.max_batch_size: 8 -> 4)" in capsys.readouterr().err
+
+
+def test_a_canary_that_was_interrupted_is_taken_up_where_it_is(
+    rollout: Rollout, running_old: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
     platform = running_old.platform
     assert platform.primary is not None
     platform.apply(platform.primary.applied | {"version": "new", "canary_percent": 30})
     while platform.canary is None or platform.canary.weight < 30:
         platform.look()
     assert rollout("--version", "new", "--canary", "30,60") == 0
-    assert running_old.changes() == ["apply new 60", "apply new 100"]
+    assert running_old.changes() == ["apply new 30", "apply new 60", "apply new 100"]
+    assert capsys.readouterr().err.count("new passed") == 3, "the step it had reached may never have been checked"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from scripts.release import smoke
 from scripts.release.outcome import Exit
 from tests.rollout.conftest import Rollout
 from tests.rollout.platform_state import TOKEN
@@ -186,6 +187,42 @@ def test_a_control_plane_that_is_away_for_a_while_is_waited_for(
     running_old.platform.on_apply = lambda version: running_old.troubles.append(Trouble("GET", SERVICES, 501, times=3))
     assert rollout("--version", "new") == 0
     assert "the control plane answered 501 (Not Implemented); still waiting" in read(capsys)
+
+
+@pytest.mark.parametrize(("status", "times"), [(429, 4), (403, 2)])
+def test_a_look_that_is_refused_now_and_then_takes_no_version_back(rollout: Rollout, running_old: StandIn, status: int, times: int) -> None:
+    running_old.platform.on_apply = lambda version: running_old.troubles.append(Trouble("GET", SERVICES, status, times=times))
+    assert rollout("--version", "new") == 0
+    assert running_old.changes() == ["apply new None"]
+
+
+def test_looks_that_are_refused_for_good_end_the_wait(rollout: Rollout, running_old: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    running_old.platform.on_apply = lambda version: running_old.troubles.append(Trouble("GET", SERVICES, 403, times=10**6))
+    assert rollout("--version", "new", "--timeout-s", "1000") == Exit.STUCK
+    assert "new could not be taken back" in read(capsys)
+
+
+def test_a_picture_that_is_cut_off_is_no_picture(rollout: Rollout, running_old: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
+    running_old.served.cut_off.add("new")
+    assert rollout("--version", "new", "--canary", "50") == Exit.TAKEN_BACK
+    assert "the image is cut off or damaged" in read(capsys)
+
+
+def test_an_error_that_nobody_has_thought_of_leads_back_too(
+    rollout: Rollout, running_old: StandIn, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smoke, "judge", lambda answer, golden: 1 / 0)
+    assert rollout("--version", "new", "--canary", "50") == Exit.TAKEN_BACK
+    assert "ZeroDivisionError: division by zero" in read(capsys)
+
+
+def test_a_model_that_does_not_draw_the_golden_picture_passes_if_told_so_but_not_with_a_blank_one(
+    rollout: Rollout, running_old: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running_old.served.wrong_pictures |= {"gray", "blank"}
+    assert rollout("--version", "gray", "--no-golden") == 0
+    assert rollout("--version", "blank", "--no-golden") == Exit.TAKEN_BACK
+    assert "is blank" in read(capsys)
 
 
 def test_the_rollout_of_somebody_else_is_not_disturbed(rollout: Rollout, running_old: StandIn, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,4 +77,4 @@ def test_the_uploaded_zip_serves_from_an_empty_folder_and_passes_the_smoke_test(
     command = ["--file", str(checkout / "service.yaml"), *TINY, "--version", "first", "--poll-s", "0.5", "--timeout-s", "200"]
     assert main(command) == Exit.DONE, served.log.read_text()
     assert stand_in.changes() == ["apply first None"]
-    assert "first passed: ready, the golden picture is right, p95 of 20 pictures" in capsys.readouterr().err
+    assert "first passed: ready, the first picture is right, p95 of 20 pictures" in capsys.readouterr().err
