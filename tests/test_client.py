@@ -219,14 +219,31 @@ class BusyAtFirst(EngineBackend):
             yield told
 
 
-def test_a_busy_service_is_asked_again_when_it_says(engine: ImageEngine) -> None:
-    with serving(BusyAtFirst(engine, 2)) as url:
-        assert ImagineClient(url, retries=2).generate(STAR) == engine.generate(STAR)
+class Hurrying(threading.Event):
+    """Never set. Waits are noted, and over at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout or 0.0)
+        return False
+
+
+def test_a_busy_service_is_asked_again_after_the_seconds_it_names(engine: ImageEngine) -> None:
+    cancel = Hurrying()
+    with serving(BusyAtFirst(engine, 2, retry_after_s=30)) as url:
+        assert ImagineClient(url, retries=2).generate(STAR, cancel=cancel) == engine.generate(STAR)
+    assert len(cancel.waits) == 2
+    assert all(30 <= seconds <= 36 for seconds in cancel.waits)
 
 
 def test_no_more_often_than_agreed(engine: ImageEngine) -> None:
-    with serving(BusyAtFirst(engine, 3)) as url, pytest.raises(ServiceBusy, match="5 requests are waiting"):
-        ImagineClient(url, retries=2).generate(STAR)
+    cancel = Hurrying()
+    with serving(BusyAtFirst(engine, 3, retry_after_s=30)) as url, pytest.raises(ServiceBusy, match="5 requests are waiting"):
+        ImagineClient(url, retries=2).generate(STAR, cancel=cancel)
+    assert len(cancel.waits) == 2
 
 
 def test_whoever_watches_the_steps_is_told_the_wait_instead(engine: ImageEngine) -> None:

@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import ray
 
 from app import deployment
+from app.autoscaling import PICTURES
 from app.deployment import TextToImage, text_to_image
-from app.schemas import GeneratedImage, ImageRequest
+from app.engine import checkpoint
+from app.schemas import EngineStopped, GeneratedImage, ImageRequest
 from app.settings import Settings
 
 BATCH = 3
@@ -62,6 +65,45 @@ def test_the_pictures_of_a_job_share_the_denoisers_calls(model: TextToImage, tog
     assert [one.facts.request.seed for one in pictures] == [0, 1, 2]
     assert sum(together) == BATCH * 20
     assert together.count(BATCH) >= 15, "a few steps at either end may be taken apart"
+
+
+def test_a_replica_tells_how_many_pictures_it_is_making(model: TextToImage) -> None:
+    """What the autoscaling policy counts."""
+
+    async def scenario() -> list[dict[str, float]]:
+        work = asyncio.create_task(model.generate(requests(model, BATCH)))
+        await asyncio.sleep(0)  # it has begun with all of them
+        busy = await model.record_autoscaling_stats()
+        await asyncio.wait_for(work, 60)
+        return [busy, await model.record_autoscaling_stats()]
+
+    assert asyncio.run(scenario()) == [{PICTURES: BATCH}, {PICTURES: 0}]
+
+
+def test_a_replica_whose_engine_has_stopped_is_unhealthy(model: TextToImage) -> None:
+    asyncio.run(model.check_health())
+    model._engine.close()
+    with pytest.raises(EngineStopped):
+        asyncio.run(model.check_health())
+
+
+def test_what_the_settings_say_of_the_model_reaches_the_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    load = checkpoint.load
+
+    def noted(model: str, **how: Any) -> checkpoint.Checkpoint:  # noqa: ANN401
+        asked.update(how)
+        return load(model, **how)
+
+    monkeypatch.setattr(checkpoint, "load", noted)
+    fields = {"dtype": "bfloat16", "revision": "pinned", "max_pixels": 64 * 64, "max_num_inference_steps": 3}
+    model = TextToImage(Settings.model_validate({"model": "tiny", "device": "cpu", "cpu_threads": 1, **fields}))
+    capabilities, _ = asyncio.run(model.introduction())
+    (made,) = asyncio.run(model.generate([ImageRequest(prompt="a star", seed=1).resolved(capabilities)]))
+    model._engine.close()
+    assert (asked["revision"], made.facts.dtype) == ("pinned", "bfloat16")
+    assert (capabilities.max_pixels, capabilities.max_num_inference_steps) == (64 * 64, 3)
+    assert (made.image.size, made.facts.request.num_inference_steps) == ((64, 64), 3)
 
 
 def test_serve_sends_a_replica_as_many_requests_as_its_engine_runs_at_once(

@@ -1,6 +1,7 @@
 """The app on a real Ray cluster of this process's own, on a free port."""
 
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from app import entrypoint
 from app.client import ImagineClient
 from app.settings import Settings
 
-LOGICAL_CPUS = 8  # more than there are: what is tested is not how many replicas fit
+LOGICAL_CPUS = (os.cpu_count() or 1) + 6  # what is tested is not how many replicas fit: one with all, and three small ones beside it
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from PIL import Image
 
 from app.client import ImagineClient
 from app.schemas import ImageRequest
-from tests.cluster.test_serving import eventually
-from tests.cluster.test_worst_day import LARGE, LONG, ROWS_OF_A_STEP, connected, get, grows
+from tests.cluster.test_serving import ROWS_OF_A_STEP, eventually
+from tests.cluster.test_worst_day import LARGE, LONG, connected, get, grows
 from tests.engine.together import pixels
 
 
@@ -39,5 +39,5 @@ def test_the_last_of_identical_requests_to_leave_stops_the_work(client: ImagineC
     with connected(client, request_), connected(client, request_):
         eventually(under_way)
     at_the_end = denoiser_rows()
-    client.generate(ImageRequest(prompt="the next one", width=64, height=64, num_inference_steps=1))
-    assert denoiser_rows() - at_the_end - ROWS_OF_A_STEP <= 2 * ROWS_OF_A_STEP
+    client.generate(ImageRequest(prompt="the next one", num_inference_steps=8, **LARGE))  # time for as many steps of those before
+    assert denoiser_rows() - at_the_end - 8 * ROWS_OF_A_STEP <= 2 * ROWS_OF_A_STEP

@@ -1,5 +1,4 @@
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -36,16 +35,6 @@ def test_the_facts_alone_make_the_picture_again(engine: ImageEngine) -> None:
     assert engine.generate(first.facts.request).png == first.png
 
 
-def test_callers_at_the_same_time_each_get_their_own_picture(engine: ImageEngine) -> None:
-    asked = [
-        HEART.model_copy(update={"seed": seed, "width": 64 + 32 * (seed % 3), "num_inference_steps": 2 + seed % 2}) for seed in range(8)
-    ]
-    alone = [pixels(engine.generate(one).image) for one in asked]
-    with ThreadPoolExecutor(8) as threads:
-        together = [pixels(made.image) for made in threads.map(engine.generate, asked)]
-    assert max(np.abs(one - other).max() for one, other in zip(together, alone, strict=True)) <= 1
-
-
 @pytest.mark.parametrize("steps", [1, 3])
 def test_every_scheduler_that_is_told_makes_a_picture(engine: ImageEngine, steps: int) -> None:
     assert len(engine.capabilities.schedulers) > 5
@@ -73,15 +62,6 @@ def test_a_cancelled_request_runs_no_further_step(engine: ImageEngine) -> None:
     with pytest.raises(GenerationCancelled):
         engine.generate(HEART.model_copy(update={"num_inference_steps": 150}), cancel_at_the_second, cancel)
     assert told[-1].step == 2
-
-
-def test_a_request_cancelled_while_it_waits_never_starts(engine: ImageEngine) -> None:
-    cancel = threading.Event()
-    cancel.set()
-    told: list[Progress] = []
-    with pytest.raises(GenerationCancelled):
-        engine.generate(HEART, told.append, cancel)
-    assert told == []
 
 
 def test_an_error_in_one_request_leaves_the_next_one_alone(engine: ImageEngine) -> None:

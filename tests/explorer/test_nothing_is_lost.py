@@ -1,6 +1,7 @@
 """What a person typed or has is not lost: seeds, pictures, and those that a busy source had no room for yet."""
 
 import threading
+import time
 
 import pytest
 
@@ -126,6 +127,12 @@ def test_asking_before_the_model_has_said_what_it_can_do_is_answered(engine: Ima
     panel.generate()
     assert panel.problem == "The model has not said yet what it can do."
     answered.set()
+    deadline = time.monotonic() + PATIENCE_S
+    while panel.generate_button.disabled:
+        assert time.monotonic() < deadline, "it was never shown"
+        time.sleep(0.01)
+    panel.generate()
+    assert len(finished(panel).images) == 1
 
 
 @pytest.mark.parametrize("act", ["save", "load"])

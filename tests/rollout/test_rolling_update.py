@@ -44,6 +44,7 @@ def test_a_version_that_cannot_load_its_model_is_taken_back_and_the_old_one_neve
     said = capsys.readouterr().err
     assert "broken failed: it is DEPLOY_FAILED" in said
     assert "the checkpoint 'nobody/nothing' is neither a folder nor cached" in said
+    assert "model=tiny" in said
     assert "taken back: old serves all requests again" in said
     assert load.versions()[-1] == "old"
 

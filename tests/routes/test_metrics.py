@@ -42,3 +42,34 @@ def test_an_error_before_the_answer_is_a_failure_and_no_caller_that_left(inner: 
     with pytest.raises((ZeroDivisionError, asyncio.CancelledError)):
         asyncio.run(CountRequests(inner, counted)({"type": "http"}, receive, send))  # type: ignore[arg-type]  # any of the three above
     assert counted.noted == [("unknown", outcome, reason)]
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "outcome"),
+    [
+        (200, "", "ok"),
+        (200, "deadline_passed", "failed"),
+        (422, "invalid_request", "refused"),
+        (503, "overloaded", "busy"),
+        (504, "deadline_passed", "late"),
+        (500, "failed", "failed"),
+        (401, "unauthorized", "refused"),
+    ],
+)
+def test_an_answer_is_counted_by_its_status_and_a_stream_by_its_last_event(status: int, reason: str, outcome: str) -> None:
+    counted = Noting()
+
+    async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        if reason:
+            scope["state"]["reason"] = reason
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def receive() -> Message:
+        raise NotImplementedError
+
+    async def send(message: Message) -> None:
+        pass
+
+    asyncio.run(CountRequests(answers, counted)({"type": "http"}, receive, send))
+    assert counted.noted == [("unknown", outcome, reason)]

@@ -1,6 +1,7 @@
 """`POST /replay` over real HTTP, on an engine in this process. `tests/cluster` has it through Serve."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from app import png
 from app.client import ImagineClient
 from app.engine.engine import ImageEngine
+from app.routes.replay import compared
 from app.schemas import MAX_SIDE, Edit, ErrorAnswer, GeneratedImage, ImageRequest
 from app.settings import Settings
 from tests.test_client import EngineBackend, serving
@@ -58,6 +60,17 @@ def test_pixels_that_were_painted_over_are_told(client: ImagineClient, made: Gen
     assert told.differing_pixels == 16 * 16 / (64 * 64)
     assert told.changed == []
     assert "changed afterwards" in (told.why or "")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "by", "match"), [("float32", 1, True), ("float32", 2, False), ("float16", 8, True), ("float16", 9, False)]
+)
+def test_pictures_match_up_to_the_rounding_of_their_precision(made: GeneratedImage, dtype: str, by: int, match: bool) -> None:
+    near = np.asarray(made.image.convert("RGB")).copy()
+    near[0, 0, 0] += by if near[0, 0, 0] < 128 else -by
+    again = replace(made, facts=made.facts.model_copy(update={"dtype": dtype}))
+    told = compared(Image.fromarray(near), made.facts, again)
+    assert (told.match, told.largest_difference, told.differing_pixels) == (match, by, 1 / (64 * 64))
 
 
 def test_settings_that_were_changed_make_another_picture(client: ImagineClient, made: GeneratedImage) -> None:

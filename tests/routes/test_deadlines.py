@@ -1,14 +1,18 @@
-"""A deadline on the routes of OpenAI's dialect, told by OpenAI's own client."""
+"""Deadlines: how they are asked for, and how OpenAI's own client is told of one that passed."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator
+from types import SimpleNamespace
 
 import openai
 import pytest
 
 from app.engine.engine import ImageEngine
+from app.routes import imagine
 from app.routes.admission import DeadlineTooShort
 from app.routes.backend import Job
 from app.schemas import DeadlinePassed, Queued, Update
+from app.settings import Settings
 from tests.test_client import EngineBackend, serving
 
 FIELDS = {"seed": 1, "num_inference_steps": 2}
@@ -62,6 +66,17 @@ def test_a_deadline_that_cannot_be_met_is_a_503_also_for_a_stream(engine: ImageE
         client.images.generate(prompt="a star", stream=stream, extra_body=FIELDS)
     assert (told.value.status_code, told.value.code) == (503, "deadline_too_short")
     assert told.value.response.headers["Retry-After"] == "7"
+
+
+@pytest.mark.parametrize(("asked_s", "given_s"), [(None, 20.0), (60.0, 20.0), (20.2, 19.7), (10.0, 9.5), (2.0, 1.7), (1.0, 0.7)])
+def test_a_caller_can_only_shorten_the_time_of_the_service(monkeypatch: pytest.MonkeyPatch, asked_s: float | None, given_s: float) -> None:
+    """Serve's proxy cuts off at the same header, so a little is kept for the answer."""
+    monkeypatch.setattr(imagine, "time", SimpleNamespace(monotonic=lambda: 100.0))
+
+    async def until() -> float:
+        return await imagine.deadline_of(Settings(request_timeout_s=20))(asked_s)
+
+    assert asyncio.run(until()) - 100.0 == pytest.approx(given_s)
 
 
 @pytest.mark.parametrize("seconds", ["0", "soon"])

@@ -1,0 +1,142 @@
+"""A service with one place: who waits, who is turned away, who may come in."""
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from ray import serve
+
+from app.client import AccessDenied, ImagineClient
+from app.schemas import ErrorAnswer, ImageRequest, Queued
+from tests.cluster.test_serving import eventually, serve_tiny
+from tests.cluster.test_worst_day import LONG
+
+TOKENS = ("a-token-of-a-good-length", "another-one-for-rotation")
+SECRET = "pomegranates on a velvet sofa"
+
+
+@pytest.fixture(scope="module")
+def while_loading() -> dict[str, requests.Response]:
+    """What `narrow` answered before its model had made a picture."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def narrow(cluster: str, client: ImagineClient, while_loading: dict[str, requests.Response]) -> Iterator[ImagineClient]:
+    """One picture at a time, two may wait, a token opens it, and it logs prompts."""
+    serve_tiny("narrow", max_queued_requests=2, max_batch_size=1, tokens=",".join(TOKENS), max_tries=1, log_prompts=True)
+    narrow = ImagineClient(f"{cluster}/narrow", TOKENS[1], retries=20)
+    eventually(lambda: requests.get(f"{narrow.base_url}/healthz", timeout=30).status_code == 200)
+    while_loading["ready"] = requests.get(f"{narrow.base_url}/readyz", timeout=30)
+    while_loading["picture"] = with_token(narrow, prompt="a star")
+    narrow.wait_until_ready(timeout_s=120)
+    yield narrow
+    serve.delete("narrow")
+
+
+def with_token(narrow: ImagineClient, **query: str | int) -> requests.Response:
+    return requests.get(f"{narrow.base_url}/imagine", query, headers={"Authorization": f"Bearer {TOKENS[0]}"}, timeout=60)
+
+
+def test_until_the_model_has_made_a_picture_the_app_is_alive_but_not_ready(
+    narrow: ImagineClient, while_loading: dict[str, requests.Response]
+) -> None:
+    said = {what: (answer.status_code, answer.json()["error"]) for what, answer in while_loading.items()}
+    assert said == {"ready": (503, "not_ready"), "picture": (503, "not_ready")}
+    assert "Retry-After" in while_loading["picture"].headers
+    assert with_token(narrow, prompt="a star", num_inference_steps=1).ok
+
+
+def test_only_a_token_opens_the_service_and_any_of_them_does(narrow: ImagineClient) -> None:
+    for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKENS[0]}"}, {"Authorization": "Bearer é"}):
+        answer = requests.get(f"{narrow.base_url}/capabilities", headers={k: v.encode() for k, v in header.items()}, timeout=30)
+        assert (answer.status_code, answer.json()["error"], answer.headers["WWW-Authenticate"]) == (401, "unauthorized", "Bearer")
+    assert requests.get(f"{narrow.base_url}/readyz", timeout=30).ok
+    assert [ImagineClient(narrow.base_url, token).capabilities.model for token in TOKENS] == ["tiny", "tiny"]
+    with pytest.raises(AccessDenied, match="token="):
+        ImagineClient(narrow.base_url).generate(ImageRequest(prompt="a star"))
+    dialect = requests.get(f"{narrow.base_url}/v1/models", timeout=30)
+    assert dialect.json()["error"]["type"] == "authentication_error"
+
+
+def test_behind_a_token_only_private_caches_may_keep_a_picture(narrow: ImagineClient) -> None:
+    headers = with_token(narrow, prompt="a star", num_inference_steps=1, seed=1).headers
+    assert headers["Cache-Control"] == "private, no-cache"
+    assert headers["Content-Location"].startswith("/narrow/imagine?")
+
+
+def test_a_full_queue_says_when_to_come_back_and_who_does_gets_a_picture(narrow: ImagineClient) -> None:
+    asked: list[dict[str, Any]] = [{"prompt": "a star", "num_inference_steps": 20, "seed": seed} for seed in range(8)]
+    expected = [with_token(narrow, **one).content for one in asked]
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda one: with_token(narrow, **one), asked))
+    made, refused = [number for number, one in enumerate(answers) if one.ok], [one for one in answers if not one.ok]
+    assert [len(made), len(refused)] == [3, 5]
+    assert [answers[number].content == expected[number] for number in made] == [True] * 3
+    told = [ErrorAnswer.model_validate_json(one.content) for one in refused]
+    for answer, error in zip(refused, told, strict=True):
+        assert (answer.status_code, error.error) == (503, "overloaded")
+        assert error.retry_after_s is not None and error.expected_wait_s is not None  # noqa: PT018
+        assert 0 < error.retry_after_s < error.expected_wait_s
+        assert error.retry_after_s <= int(answer.headers["Retry-After"]) < error.retry_after_s + 2
+    with ThreadPoolExecutor(4) as threads:
+        patient = list(threads.map(narrow.generate, map(ImageRequest.model_validate, asked[:4])))
+    assert [one.png for one in patient] == expected[:4]
+    assert float(with_token(narrow, **asked[0]).headers["X-Imagine-Expected-Wait"]) == 0
+
+
+def test_those_who_wait_are_told_their_place_and_those_who_leave_it_make_room(narrow: ImagineClient) -> None:
+    long, short = ImageRequest(prompt="a star", num_inference_steps=100), ImageRequest(prompt="a star", num_inference_steps=1)
+    with narrow.stream(long) as first, narrow.stream(long) as second, narrow.stream(long) as third:
+        places = [next(one) for one in (first, second, third)]
+        assert [place.position for place in places if isinstance(place, Queued)] == [0, 1, 2]
+        waits = [place.expected_wait_s for place in places if isinstance(place, Queued)]
+        assert waits[0] == 0 < waits[1] < waits[2]
+    eventually(lambda: place_of(narrow, short) == 0)
+
+
+def place_of(client: ImagineClient, request: ImageRequest) -> int | None:
+    with client.stream(request) as told:
+        news = next(told)
+    return news.position if isinstance(news, Queued) else None
+
+
+def test_every_replica_has_its_places_in_the_queue(cluster: str, client: ImagineClient) -> None:
+    serve_tiny("two", min_replicas=2, max_replicas=2, max_batch_size=1, cpu_threads=1)
+    try:
+        two = ImagineClient(f"{cluster}/two")
+        two.wait_until_ready(timeout_s=120)
+
+        def places() -> list[int | None]:
+            with contextlib.ExitStack() as open_:
+                asked = [ImageRequest.model_validate(LONG | {"seed": seed}) for seed in range(2)]
+                told = [next(open_.enter_context(two.stream(one))) for one in asked]
+                return [*(news.position for news in told if isinstance(news, Queued)), place_of(two, asked[0])]
+
+        eventually(lambda: places() == [0, 0, 1], within_s=120)
+    finally:
+        serve.delete("two")
+
+
+def logs_with(word: str, session_folder: Path) -> list[Path]:
+    logs = [path for path in (session_folder / "logs").rglob("*") if path.is_file()]
+    return [path for path in logs if word in path.read_text(errors="replace")]
+
+
+def test_prompts_are_in_no_log(narrow: ImagineClient, client: ImagineClient, session_folder: Path) -> None:
+    bodies: list[dict[str, Any]] = [{"prompt": SECRET, "num_inference_steps": 1}, {"prompt": SECRET, "seed": "x"}]
+    for fields in bodies:
+        requests.get(f"{client.base_url}/imagine", fields, timeout=60)
+        requests.post(f"{client.base_url}/imagine", json=fields, timeout=60)
+        requests.get(f"{client.base_url}/imagine/stream", fields, timeout=60)
+    assert logs_with("/imagine", session_folder), "the log does tell of requests"
+    assert logs_with(SECRET.split()[0], session_folder) == []
+
+
+def test_prompts_are_in_the_log_if_asked_for(narrow: ImagineClient, session_folder: Path) -> None:
+    with_token(narrow, prompt="quinces under a lamp", num_inference_steps=1)
+    eventually(lambda: bool(logs_with("quinces", session_folder)))
