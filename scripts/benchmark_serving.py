@@ -132,25 +132,24 @@ def limits(args: argparse.Namespace) -> dict[str, float]:
 
 def all_ways(address: str, folder: Path) -> dict[str, Opened]:
     """By name, how each is started. At the end of its context it is gone again."""
-    from scripts.contenders import BATCH as MOST
-    from scripts.contenders import DEFAULT_ONGOING, Batched, OneAtATime
+    from scripts.contenders import Batched, OneAtATime
 
     return {
-        TEMPLATE: partial(_on_serve, TEMPLATE, address, OneAtATime, DEFAULT_ONGOING, folder),
-        BATCH: partial(_on_serve, BATCH, address, Batched, 2 * MOST, folder),
+        TEMPLATE: partial(_on_serve, TEMPLATE, address, OneAtATime, folder),
+        BATCH: partial(_on_serve, BATCH, address, Batched, folder),
         LIT: partial(_litserve, folder / "lit"),
         OURS: partial(_ours, address),
     }
 
 
 @contextmanager
-def _on_serve(name: str, address: str, kind: "type[Plain]", ongoing: int, folder: Path) -> Iterator[Way]:
+def _on_serve(name: str, address: str, kind: "type[Plain]", folder: Path) -> Iterator[Way]:
     from ray import serve
 
     from scripts.contenders import Rows, application
 
     rows = Rows(folder / kind.__name__)
-    serve.run(application(kind, ongoing, folder / kind.__name__), name=name, route_prefix=f"/{name}")
+    serve.run(application(kind, folder / kind.__name__), name=name, route_prefix=f"/{name}")
     yield Way(name, f"{address}/{name}/imagine", lambda: rows.value)
     serve.delete(name)
 

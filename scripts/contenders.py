@@ -25,7 +25,7 @@ from ray.serve.handle import DeploymentHandle
 from app.engine import checkpoint
 
 BATCH, BATCH_WAIT_S = 8, 0.05
-DEFAULT_ONGOING = 5  # of a Serve deployment
+ONGOING = 1000  # requests that Serve lets into a replica: what is left outside waits for a router that looks again every half second
 THREADS = 2
 
 
@@ -87,7 +87,7 @@ def _png(image: Any) -> bytes:  # noqa: ANN401
 
 
 class OneAtATime(Plain):
-    """The template's shape: one picture at a time. What else Serve lets in waits in the replica, which so never idles."""
+    """The template's shape: one picture at a time. What else comes waits in the replica, which so never idles."""
 
     def __init__(self, rows_file: Path) -> None:
         super().__init__(rows_file)
@@ -121,9 +121,9 @@ class Ingress:
         return api
 
 
-def application(kind: type[Plain], ongoing: int, rows_file: Path) -> Application:
-    model = serve.deployment(kind, name="Model", ray_actor_options={"num_cpus": THREADS}, max_ongoing_requests=ongoing)
-    ingress = serve.deployment(serve.ingress()(Ingress), name="Ingress", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)
+def application(kind: type[Plain], rows_file: Path) -> Application:
+    model = serve.deployment(kind, name="Model", ray_actor_options={"num_cpus": THREADS}, max_ongoing_requests=ONGOING)
+    ingress = serve.deployment(serve.ingress()(Ingress), name="Ingress", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=ONGOING)
     return ingress.bind(model.bind(rows_file))
 
 
