@@ -3,16 +3,30 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.schemas import MAX_STEPS
 
 PREFIX = "IMAGINE_"
 SHORT_NAMES = ("auto", "tiny", "sd2")
 SHORTEST_TOKEN = 16  # characters
+
+
+def _separated_by_commas(tokens: object) -> object:
+    if isinstance(tokens, str):
+        tokens = [token.strip() for token in tokens.split(",") if token.strip()]
+    if isinstance(tokens, list | tuple):
+        return [token if isinstance(token, SecretStr) else SecretStr(str(token)) for token in tokens]
+    return SecretStr(str(tokens))
+
+
+def _long_enough(tokens: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    if any(len(token) < SHORTEST_TOKEN or not token.get_secret_value().isascii() for token in tokens):
+        raise ValueError(f"each must have at least {SHORTEST_TOKEN} characters, all of them ASCII")
+    return tokens
 
 
 class Settings(BaseSettings):
@@ -55,7 +69,11 @@ class Settings(BaseSettings):
         int, Field(ge=1000, le=2**30, description="Largest body that is or holds a picture, which `/replay` and `/v1/images/edits` take")
     ] = 10_000_000
     tokens: Annotated[
-        tuple[SecretStr, ...], NoDecode, Field(description="Bearer tokens that open the service, separated by commas; open to all if empty")
+        tuple[SecretStr, ...],
+        NoDecode,
+        AfterValidator(_long_enough),
+        BeforeValidator(_separated_by_commas),  # the last comes first: refused tokens are secrets already, and no error shows them
+        Field(description="Bearer tokens that open the service, separated by commas; open to all if empty"),
     ] = ()
     log_prompts: Annotated[bool, Field(description="Write prompts to the service's log")] = False
     max_num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS, description="Most steps a picture may be asked for")] = MAX_STEPS
@@ -76,28 +94,27 @@ class Settings(BaseSettings):
             raise ValueError(f"must be one of {', '.join(SHORT_NAMES)}, a hub id (`owner/name`) or a folder")
         return model
 
-    @field_validator("tokens", mode="before")
+    @field_validator("max_replicas")
     @classmethod
-    def _separated_by_commas(cls, tokens: object) -> object:
-        return [token.strip() for token in tokens.split(",") if token.strip()] if isinstance(tokens, str) else tokens
+    def _is_at_least_min_replicas(cls, max_replicas: int | None, others: ValidationInfo) -> int | None:
+        fewest = others.data.get("min_replicas", 1)
+        if max_replicas is not None and max_replicas < fewest:
+            raise ValueError(f"must be at least min_replicas, which is {fewest}")
+        return max_replicas
 
-    @field_validator("tokens")
     @classmethod
-    def _are_long_enough(cls, tokens: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if any(len(token) < SHORTEST_TOKEN or not token.get_secret_value().isascii() for token in tokens):
-            raise ValueError(f"each must have at least {SHORTEST_TOKEN} characters, all of them ASCII")
-        return tokens
-
-    @model_validator(mode="after")
-    def _is_possible(self) -> Self:
-        if self.max_replicas is not None and self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas must be at least min_replicas ({self.min_replicas}), got {self.max_replicas}")
-        unknown = sorted(
-            name for name in os.environ if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in type(self).model_fields
-        )
-        if unknown:
-            raise ValueError(f"the environment sets {', '.join(unknown)}, which is no setting of this application")
-        return self
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, the environment, and its variables that only look like settings, which are so refused by name."""
+        known = {f"{PREFIX}{name}".upper() for name in cls.model_fields}
+        unknown = {name: SecretStr(value) for name, value in os.environ.items() if name.startswith(PREFIX) and name.upper() not in known}
+        return init_settings, env_settings, InitSettingsSource(settings_cls, dict[str, Any](unknown))
 
     def decided(self, visible_gpus: Callable[[], int], visible_cpus: Callable[[], int]) -> Self:
         """The same settings with model, device and size decided. What is visible is looked at only if it was left open."""

@@ -93,6 +93,16 @@ def test_a_token_that_could_be_guessed_or_not_be_sent_is_refused(token: str) -> 
         Settings.model_validate({"tokens": token})
 
 
+@pytest.mark.parametrize("given", ["hunter2,correct-horse-battery", ["hunter2", "correct-horse-battery"], 271828182845904])
+def test_no_error_shows_a_token(given: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGINE_TOKEN", "staple-of-the-house")
+    with pytest.raises(ValidationError) as error:
+        Settings.model_validate({"tokens": given, "min_replicas": 3, "max_replicas": 2})
+    assert {str(item["loc"][0]) for item in error.value.errors()} == {"tokens", "IMAGINE_TOKEN", "max_replicas"}
+    for secret in ("hunter2", "horse", "staple", "2718"):
+        assert secret not in str(error.value)
+
+
 def test_tokens_come_from_the_environment_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGINE_TOKENS", "a-token-of-a-good-length")
     assert len(Settings().tokens) == 1
