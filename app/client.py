@@ -15,7 +15,7 @@ import requests
 from pydantic import ValidationError
 from sseclient import SSEClient
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt
-from urllib3.exceptions import InvalidHeader
+from urllib3.exceptions import InvalidHeader, MaxRetryError
 from urllib3.util import Retry
 
 from app import png
@@ -90,12 +90,14 @@ class ImagineClient:
     def __init__(
         self, base_url: str = "http://127.0.0.1:8000", token: str | None = None, *, retries: int = 3, timeout_s: float | None = None
     ) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"base_url must begin with http:// or https://, got {base_url!r}")
         self.base_url = base_url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         if timeout_s is not None:
             self._headers["X-Request-Timeout-Seconds"] = str(timeout_s)
         self._retries = retries
-        self._answer_within_s = max(ANSWER_TIMEOUT_S, timeout_s or 0.0) + SPARE_S
+        self._answer_within_s = (ANSWER_TIMEOUT_S if timeout_s is None else timeout_s) + SPARE_S
 
     @cached_property
     def capabilities(self) -> Capabilities:
@@ -224,8 +226,12 @@ class ImagineClient:
             answer = requests.request(method, self.base_url + path, timeout=(CONNECT_TIMEOUT_S, answer_within_s), **options)
         except requests.Timeout as error:
             raise ServiceUnreachable(f"{self.base_url} did not answer in time") from error
+        except requests.exceptions.SSLError as error:
+            raise ServiceUnreachable(f"{self.base_url} could not be trusted: {error}") from error
         except requests.RequestException as error:
-            raise ServiceUnreachable(f"nothing answers at {self.base_url}; start it with `serve run app:entrypoint`") from error
+            if error.args and isinstance(error.args[0], MaxRetryError):
+                raise ServiceUnreachable(f"nothing answers at {self.base_url}; start it with `serve run app:entrypoint`") from error
+            raise ServiceUnreachable(f"the connection to {self.base_url} was lost; the same request can be sent again") from error
         if not answer.ok:
             raise _error(answer, _told_error(answer))
         return answer

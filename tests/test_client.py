@@ -123,6 +123,11 @@ def test_an_address_where_nothing_listens_names_the_command_that_starts_the_serv
         ImagineClient(f"http://127.0.0.1:{free_port}").generate(STAR)
 
 
+def test_an_address_without_its_protocol_is_refused() -> None:
+    with pytest.raises(ValueError, match="base_url must begin with http:// or https://, got 'localhost:8000'"):
+        ImagineClient("localhost:8000")
+
+
 @contextmanager
 def answering(raw: bytes) -> Iterator[str]:
     """A server that gives the same bytes to whoever connects."""
@@ -158,6 +163,11 @@ def test_a_connection_lost_half_way_is_no_picture() -> None:
         ImagineClient(url).generate(STAR)
 
 
+def test_a_connection_closed_without_an_answer_is_not_mistaken_for_a_service_that_is_not_there() -> None:
+    with answering(b"") as url, pytest.raises(ServiceUnreachable, match="was lost; the same request can be sent again"):
+        ImagineClient(url).generate(STAR)
+
+
 def test_an_answer_that_is_no_picture_of_ours_is_a_failure_of_the_service() -> None:
     with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello") as url, pytest.raises(ServiceFailed, match="no image"):
         ImagineClient(url).generate(STAR)
@@ -187,6 +197,14 @@ def test_a_service_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch
             client.generate(STAR, lambda progress: None)
         with pytest.raises(ServiceUnreachable, match="did not answer in time"):
             _ = client.capabilities
+
+
+def test_nobody_waits_longer_for_a_picture_than_they_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.client.SPARE_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = ImagineClient(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.1)
+        with pytest.raises(ServiceUnreachable, match="did not answer in time"):
+            client.generate(STAR)
 
 
 def dead_after(calls: int) -> Callable[[], bool]:

@@ -9,7 +9,7 @@ import ipywidgets as widgets
 from pydantic import ValidationError
 
 from app.explorer.fields import Field, button, choice, fold, integer, number, text
-from app.explorer.words import problems
+from app.explorer.words import LABELS, problems
 from app.schemas import MAX_SEED, Capabilities, ErrorDetail, ImageRequest, RefusedRequest
 
 MOST_PICTURES = 16
@@ -17,14 +17,14 @@ ALL_SIDES = "width x height"  # what a rule about both is called
 
 
 class RequestForm(widgets.VBox):
-    """`submit` is called when Enter is pressed in the prompt, `checked` with whether all values are right whenever one changes."""
+    """`submit` is called when Enter is pressed in the prompt, `checked` whenever a value has changed and was looked at."""
 
     def __init__(
         self,
         capabilities: Capabilities,
         examples: tuple[str, ...],
         submit: Callable[[], object],
-        checked: Callable[[bool], object],
+        checked: Callable[[], object],
     ) -> None:
         self._capabilities, self._checked = capabilities, checked
         self._setting = self._rolling = False
@@ -87,9 +87,10 @@ class RequestForm(widgets.VBox):
             raise RefusedRequest(ErrorDetail.of("scheduler", f"{request.scheduler} is none of this model's", request.scheduler))
 
     @property
-    def problems(self) -> dict[str, str]:
-        """What is wrong, by field."""
-        return {name: field.problem for name, field in self._fields.items() if field.problem}
+    def complaint(self) -> str:
+        """What is wrong with all fields, also with those that are folded away, or nothing."""
+        said = [f"{LABELS[name]} {field.problem}" for name, field in self._fields.items() if field.problem]
+        return "; ".join(said) + "." * bool(said)
 
     def roll(self) -> None:
         self._rolling = True
@@ -111,7 +112,7 @@ class RequestForm(widgets.VBox):
         found = self._problems()
         for name, field in self._fields.items():
             field.problem = "; ".join(detail.rule for detail in found if detail.field in _rules_of(name))
-        self._checked(not found)
+        self._checked()
 
     def _problems(self) -> list[ErrorDetail]:
         found = []

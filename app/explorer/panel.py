@@ -4,7 +4,6 @@ import threading
 from html import escape
 
 import ipywidgets as widgets
-from pydantic import ValidationError
 
 from app.explorer.examples import example_prompts
 from app.explorer.fields import button, fold
@@ -19,6 +18,7 @@ from app.explorer.work import Picture, Work
 from app.schemas import MAX_SEED, Capabilities, GeneratedImage, ImageRequest, ImageSource, RefusedRequest
 
 VARIATIONS = 4
+GENERATE = "Make the picture (Enter in the prompt)"
 SECONDS_TO_CONNECT = 2.0  # that showing the panel may take; a slower source is shown once it answers
 
 
@@ -38,7 +38,7 @@ class PromptExplorer(widgets.VBox):
         self.message = widgets.HTML()
         self.message.add_class("imagine-message")
         self.retry = button("Try again", self.connect)
-        self.generate_button = button("Generate", self.generate, primary=True, hint="Make the picture (Enter in the prompt)")
+        self.generate_button = button("Generate", self.generate, primary=True, hint=GENERATE)
         self.generate_button.disabled = True
         self.stop_button = button("Stop", self.stop, hint="Give up the pictures on their way")
         self.progress = ProgressLine()
@@ -79,14 +79,12 @@ class PromptExplorer(widgets.VBox):
         if not self._shown:
             self._complain(self.problem or "The model has not said yet what it can do.")
             return
-        if self.running or self.generate_button.disabled:
+        if self.running:
             return
-        try:
-            requests = self.form.requests()
-        except (ValidationError, RefusedRequest) as error:
-            self._complain(sentence(error))
-            return
-        self._start(requests)
+        if self.form.complaint:
+            self._complain(self.form.complaint)
+        else:
+            self._start(self.form.requests())
 
     def stop(self) -> None:
         if (work := self._work) is not None:
@@ -104,7 +102,7 @@ class PromptExplorer(widgets.VBox):
         except RefusedRequest as error:
             self._complain(sentence(error))
         else:
-            self._complain("")
+            self._complain(self.form.complaint)
 
     def vary(self, request: ImageRequest) -> None:
         """The same settings with the seeds that follow."""
@@ -137,7 +135,7 @@ class PromptExplorer(widgets.VBox):
         folded = [fold("Compare two settings", self.grid), fold("Save and load", self.history)]
         self.children = [self._style, self.about, self.form, part, self.gallery, *folded]
         self._shown = True
-        self._enable(not self.form.problems)
+        self._enable()
 
     def _start(self, requests: list[ImageRequest]) -> None:
         self._complain("")
@@ -150,7 +148,7 @@ class PromptExplorer(widgets.VBox):
             ended=lambda: self._ended(work, tiles),
         )
         self._work = work
-        self._enable(True)
+        self._enable()
         self.progress.show(work)
         work.start()
 
@@ -163,11 +161,14 @@ class PromptExplorer(widgets.VBox):
         self.progress.end(work, self.gallery.end(tiles))
         self._complain(together(work.errors, len(tiles)))
         self._work = None
-        self._enable(not self.form.problems)
+        self._enable()
 
-    def _enable(self, right: bool) -> None:
-        """`right` says whether all values are."""
-        self.generate_button.disabled = self.running or not right or not self._shown
+    def _enable(self) -> None:
+        problem = self.form.complaint if self._shown else ""
+        if self.problem == self.generate_button.tooltip:  # about what was typed so far
+            self._complain(problem)
+        self.generate_button.disabled = self.running or bool(problem) or not self._shown
+        self.generate_button.tooltip = problem or GENERATE
         self.gallery.vary.disabled = self.running
         self.stop_button.disabled = (work := self._work) is None or work.stopping
 

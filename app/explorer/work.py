@@ -116,14 +116,17 @@ class Work:
     def _when_there_is_room(self, picture: Picture, on_progress: Callable[[Progress], None]) -> GeneratedImage:
         """A source that is too busy with others of these pictures is asked again; if it is with anybody else's, its error is raised."""
         while True:
+            others = [other for other in self.pictures if other is not picture and other.is_under_way]
             try:
                 picture.waits_for_room = False
                 return self._source.generate(picture.request, on_progress, self._cancel, previews=True)
             except SourceError as error:
                 picture.waits_for_room = True
-                if error.retry_after_s is None or self.stopping or not any(other.is_under_way for other in self.pictures):
+                if error.retry_after_s is None or not others:
                     raise
                 self._cancel.wait(error.retry_after_s)
+                if not self.stopping and not any(other.is_under_way or other.generated for other in others):
+                    raise  # they were refused as well
 
     def _watch(self) -> None:
         try:

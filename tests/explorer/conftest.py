@@ -32,6 +32,7 @@ class Watched:
         self._lock = threading.Lock()
         self._in_flight = 0
         self.most_in_flight = 0
+        self.crowd = threading.Barrier(1)
         self.asked: list[ImageRequest] = []
         self.door = threading.Event()
         self.door.set()
@@ -61,6 +62,7 @@ class Watched:
             self._in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self._in_flight)
         try:
+            self.crowd.wait(PATIENCE_S)
             return self._engine.generate(request, tell, cancel, previews=previews)
         finally:
             with self._lock:
@@ -72,6 +74,10 @@ class Watched:
 
     def let_out(self) -> None:
         """Whoever was let in."""
+
+    def meet(self, number: int) -> None:
+        """Nobody goes on before so many have asked; it fails if so many never do."""
+        self.crowd = threading.Barrier(number)
 
     def hold(self) -> None:
         """The next step waits until `door` is set."""

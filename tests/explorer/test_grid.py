@@ -46,6 +46,7 @@ def test_every_combination_is_made_from_the_same_seed(grid: ComparisonGrid, pane
 
 
 def test_all_pictures_are_asked_for_at_once_and_stand_in_one_picture(grid: ComparisonGrid, source: Watched) -> None:
+    source.meet(4)
     built(grid)
     assert source.most_in_flight == 4
     assert all(contains(grid.picture, generated.image) for generated in grid.cells.values())

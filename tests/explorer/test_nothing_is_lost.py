@@ -89,6 +89,27 @@ def test_what_a_source_has_no_room_for_beside_the_others_is_asked_again(engine: 
     assert source.most_in_flight == 1
 
 
+class FullOfOthers(Watched):
+    """Refuses everybody, all of whom it lets ask first."""
+
+    asked_by = 0
+
+    def let_in(self) -> None:
+        self.asked_by += 1
+        busy = SourceError("no room")
+        busy.retry_after_s = 0.2
+        raise busy
+
+
+def test_what_a_source_has_no_room_for_because_of_others_is_given_up_together(engine: ImageEngine) -> None:
+    source = FullOfOthers(engine)
+    panel = quick(source, pictures=8)
+    panel.generate()
+    assert panel.wait(PATIENCE_S)
+    assert "no room" in panel.problem.lower()
+    assert source.asked_by <= 2 * 8
+
+
 def test_what_a_source_has_no_room_for_is_given_up_on_a_stop(engine: ImageEngine) -> None:
     source = WithOnePlace(engine)
     panel = quick(source, pictures=2)

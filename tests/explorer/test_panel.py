@@ -95,6 +95,7 @@ def test_stopping_keeps_the_pictures_there_were(panel: PromptExplorer, source: W
 
 def test_several_pictures_have_seeds_one_apart_and_are_asked_for_at_once(panel: PromptExplorer, source: Watched) -> None:
     panel.form.count.value = 4
+    source.meet(4)
     panel.generate()
     seeds = [image.facts.request.seed for image in finished(panel).images]
     assert seeds == list(range(panel.form.seed.value, panel.form.seed.value + 4))
@@ -158,11 +159,18 @@ def test_a_wrong_value_is_refused_where_it_is_typed(panel: PromptExplorer, field
     typed.value = value
     assert said in typed.problem
     assert panel.generate_button.disabled
+    assert panel.problem == ""
     press_enter(panel.form.prompt.widget)
     assert not panel.running
+    assert said in panel.problem
     typed.value = right
-    assert panel.form.problems == {}
+    assert panel.problem == ""
     assert not panel.generate_button.disabled
+
+
+def test_settings_of_a_picture_that_this_model_cannot_make_are_said_outside_of_the_fold(panel: PromptExplorer) -> None:
+    panel.use(panel.form.request().model_copy(update={"width": 768, "height": 768}))
+    assert "Width must be at most 65536 pixels" in panel.problem
 
 
 def test_a_size_too_large_is_told_at_both_sides(panel: PromptExplorer) -> None:
@@ -248,6 +256,7 @@ def test_a_prompt_too_long_to_be_read_is_said_with_the_picture(panel: PromptExpl
 
 def test_two_panels_share_one_source(source: Watched) -> None:
     panels = {colour: PromptExplorer(source) for colour in ("yellow", "blue")}
+    source.meet(2)
     for colour, panel in panels.items():
         panel.form.num_inference_steps.value = 10
         panel.form.prompt.value = f"a white heart on a {colour} background"
