@@ -46,20 +46,25 @@ installed() {
     done
 }
 
+is_whole() {
+    [ -f .venv/bin/activate ] && "$PYTHON" -m pip --version > /dev/null 2>&1
+}
+
 install() {
     local start=$SECONDS python free log
     INSTALL_SECONDS=0
     PYTHON=.venv/bin/python
-    ! installed "$@" || return 0
+    if [ -x "$PYTHON" ] && installed "$@"; then return 0; fi
     trap stop INT TERM
     free=$(df -Pm . | awk 'NR == 2 { print $4 }')
     [ "$free" -ge "$MIN_FREE_MB" ] || fail "The disk is full: $free MB are free here and about $MIN_FREE_MB MB are needed."
-    if [ ! -x "$PYTHON" ]; then
+    if ! is_whole; then
         python=$(find_python) || exit 2
         "$python" -c 'import venv, ensurepip' 2> /dev/null ||
             fail "$python has no venv module. On Debian and Ubuntu: apt install $("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
         echo "Making .venv with $("$python" --version) …"
-        run "$python" -m venv .venv || fail "The environment .venv could not be made."
+        # What is left of one that was cut short is completed; one whose Python is gone is made anew.
+        run "$python" -m venv $([ -x "$PYTHON" ] || echo --clear) .venv || fail "The environment .venv could not be made."
     fi
     echo "Installing $* into .venv (several minutes the first time) …"
     log=$(mktemp)

@@ -4,4 +4,5 @@ set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 . scripts/install.sh
 install requirements.txt
+[ "$(id -u)" != 0 ] || set -- --allow-root "$@" # of a container, say; it listens on this machine alone
 PATH="$PWD/.venv/bin:$PATH" exec .venv/bin/jupyter lab --ip=127.0.0.1 "$@" README.ipynb

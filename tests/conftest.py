@@ -1,10 +1,12 @@
-"""What every group of tests shares. Ray is kept away from the caller's home, ports and running clusters."""
+"""What every group of tests shares. Ray is kept away from the caller's home, ports and running clusters, and rollouts from an account."""
 
 import os
 import socket
 from pathlib import Path
 
+os.environ.pop("ANYSCALE_CLI_TOKEN", None)
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": "local", "HF_HUB_OFFLINE": "1"}
+os.environ["ANYSCALE_HOST"] = "http://127.0.0.1:1"
 
 import pytest
 
@@ -13,6 +15,7 @@ from app.engine.engine import ImageEngine
 from app.settings import PREFIX
 
 REPOSITORY = Path(__file__).parent.parent
+LONG_S = 900
 GROUP_ORDER = (
     "tests/engine",
     "tests/tiny",
@@ -24,6 +27,13 @@ GROUP_ORDER = (
     "tests/rollout",
     "README.ipynb",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs the whole notebook in one go gets longer than the others."""
+    for item in items:
+        if item.nodeid.startswith(("README.ipynb", "tests/browser")):
+            item.add_marker(pytest.mark.timeout(LONG_S))
 
 
 @pytest.fixture(autouse=True)

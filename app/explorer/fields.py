@@ -69,6 +69,13 @@ def choice(name: str, label: str, options: tuple[str, ...], value: str, changed:
     return Field(name, widgets.Dropdown(options=options, value=value, description=label, tooltip=label, style=style), changed)
 
 
+def note(words: str) -> widgets.HTML:
+    """A line in small print: of a text field's hint the page shows nothing while there is a value."""
+    line = widgets.HTML(words)
+    line.add_class("imagine-status")
+    return line
+
+
 def button(label: str, pressed: Callable[[], object], *, hint: str = "", icon: str = "", primary: bool = False) -> widgets.Button:
     """With an icon alone, `hint` is its name for a screen reader."""
     made = widgets.Button(description=label, tooltip=hint or label, icon=icon, button_style="primary" if primary else "")

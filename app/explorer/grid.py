@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from app.explorer.examples import example_prompts
-from app.explorer.fields import Field, NamedImage, button, text
+from app.explorer.fields import Field, NamedImage, button, note, text
 from app.explorer.gallery import download_link
 from app.explorer.progress import ProgressLine
 from app.explorer.sheet import Labels, labelled
@@ -218,7 +218,7 @@ class ComparisonGrid(widgets.VBox):
             rows.append(row)
         actions = widgets.HBox([self.build_button, self.stop_button, self.progress.status])
         actions.add_class("imagine-actions")
-        return [*rows, actions]
+        return [*rows, note(HINT), actions]
 
     def _complain(self, problem: str) -> None:
         self._problem = problem

@@ -9,12 +9,13 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from app import png
-from app.explorer.fields import button, text
+from app.explorer.fields import button, note, text
 from app.explorer.gallery import MOST_KEPT, Gallery, file_name
 from app.explorer.progress import pictures
 from app.schemas import GeneratedImage
 
 FOLDER = "pictures"
+HINT = "Where the PNG files are, below the notebook's own folder"
 
 
 class History(widgets.VBox):
@@ -22,14 +23,14 @@ class History(widgets.VBox):
 
     def __init__(self, gallery: Gallery) -> None:
         self._gallery = gallery
-        self.folder = text("folder", "Folder", FOLDER, "Where the PNG files are, below the notebook's own folder", lambda: None)
+        self.folder = text("folder", "Folder", FOLDER, HINT, lambda: None)
         self.save_button = button("Save all", self.save, hint="Write every picture of the gallery into the folder")
         self.load_button = button("Load", self.load, hint="Show the pictures of the folder in the gallery")
         self.status = widgets.HTML()
         self.status.add_class("imagine-status")
         actions = widgets.HBox([self.save_button, self.load_button, self.status])
         actions.add_class("imagine-actions")
-        super().__init__([self.folder, actions])
+        super().__init__([self.folder, note(HINT), actions])
         self.add_class("imagine-part")
 
     _said = ""

@@ -43,7 +43,10 @@ def plan_(
     service = _service(file, sets, version, quick=quick, allow_dirty=True)
     _tell_plan(file.parent, service, target, options.canary_steps(canary), image, working_dir)
     if target is Kind.RAY or (target is Kind.ANYSCALE and has_account()):
-        typer.echo(plan.compared(service, connect(target, service, address, url).observe()))
+        try:
+            typer.echo(plan.compared(service, connect(target, service, address, url).observe()))
+        except (Refused, Unreachable) as error:
+            typer.echo(f"running   not told: {error}")
     elif target is Kind.ANYSCALE:
         typer.echo("running   not asked: there is no token (ANYSCALE_CLI_TOKEN, or anyscale login)")
 

@@ -38,7 +38,8 @@ UrlOption = Annotated[str, typer.Option("--url", help="Where the cluster serves,
 NoUploadOption = Annotated[bool, typer.Option("--no-upload", help="The cluster has the code already, for --target ray.")]
 ImageOption = Annotated[str, typer.Option("--image", help="Built from the container recipe, for --target kuberay.")]
 WorkingDirOption = Annotated[
-    str | None, typer.Option("--working-dir", help="URI of a zip of the code, for --target kuberay; without one the image holds the code.")
+    str | None,
+    typer.Option("--working-dir", help="URI of a zip of the code, for --target kuberay; else the image has to hold it."),
 ]
 GoldenOption = Annotated[
     bool, typer.Option("--golden/--no-golden", help="The first picture has to be a red thing on yellow; if not, any that is not blank.")

@@ -18,7 +18,7 @@ from scripts.browser import HOW_TO_GET_ONE, Lab, chromium, headless, lab, run_al
 from tests.conftest import REPOSITORY
 
 SCREENSHOTS = REPOSITORY / ".screenshots"
-RUN_TIMEOUT_S = 280.0
+RUN_TIMEOUT_S = 600.0
 PATIENCE_MS = 30_000
 ERRORS = '[data-mime-type="application/vnd.jupyter.error"]'
 UNFINISHED = "cells => cells.filter(cell => !/^\\[\\d+\\]:$/.test(cell.textContent.trim())).length"

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -63,12 +64,31 @@ def test_on_a_full_disk_it_says_how_much_is_needed(bare: Path) -> None:
 
 def test_a_disk_that_fills_up_while_installing_is_said(bare: Path) -> None:
     (bare / ".venv/bin").mkdir(parents=True)
+    (bare / ".venv/bin/activate").touch()
     pip = bare / ".venv/bin/python"
-    pip.write_text("#!/bin/bash\necho 'OSError: [Errno 28] No space left on device' >&2\nexit 1\n")
+    pip.write_text('#!/bin/bash\n[ "$3" = --version ] && exit\necho "OSError: [Errno 28] No space left on device" >&2\nexit 1\n')
     pip.chmod(0o755)
     done = start(bare)
     assert done.returncode == 2
     assert done.stderr.endswith("The disk is full: pip could not write to .venv.\n")
+
+
+@pytest.mark.parametrize("left", ["without pip", "of a python that is gone"])
+def test_an_environment_that_is_not_whole_is_made_whole(bare: Path, left: str) -> None:
+    (bare / "requirements.txt").write_text("")
+    (bare / ".venv/bin").mkdir(parents=True)
+    (bare / ".venv/.installed-requirements.txt").touch()
+    if left == "without pip":
+        (bare / ".venv/.installed-requirements.txt").unlink()
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare / ".venv"], timeout=60, check=True)
+        (bare / ".venv/bin/activate").unlink()
+    else:
+        (bare / ".venv/bin/python").symlink_to("nowhere")
+    command = ["bash", "-c", ". scripts/install.sh; install requirements.txt; $PYTHON -m pip --version"]
+    done = subprocess.run(command, cwd=bare, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert str(bare / ".venv") in done.stdout.splitlines()[-1]
+    assert (bare / ".venv/bin/activate").exists()
 
 
 def test_a_port_in_use_is_said_before_anything_is_started() -> None:
