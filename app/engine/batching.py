@@ -127,6 +127,8 @@ class Batcher:
         with self._changed:
             for task in (*self._tasks, *self._queue):
                 task.end(EngineStopped("the engine has stopped"))
+            self._tasks, self._calls, self._calls_aside = [], [], []
+            self._queue.clear()
         self._aside.shutdown(cancel_futures=True)
 
     def _drop_stopped(self) -> None:
@@ -205,7 +207,8 @@ class Batcher:
 
     def _compute_aside(self, call: Call) -> None:
         start = self._aside_since = time.monotonic()
-        call.task.give_up_if_stopped()
+        if call.task.stop_reason():
+            call.future.cancel()
         with torch.inference_mode():
             settle(call.future, call.alone)
         self._aside_since = None

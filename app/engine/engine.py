@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import torch
 from diffusers import DiffusionPipeline
@@ -31,6 +31,8 @@ from app.schemas import (
 )
 
 logger = logging.getLogger(__name__)
+
+TRIAL_S = 10.0  # of a picture that shows whether any can be made; Serve waits 30 s for the answer
 
 
 class ImageEngine:
@@ -59,6 +61,9 @@ class ImageEngine:
         shares = denoiser_of(pipe) is not None and "callback_on_step_end" in call_parameters(pipe)
         if not shares:
             logger.warning("%s does not tell its steps, so its requests run one at a time", type(pipe).__name__)
+        elif hasattr(pipe, "pag_applied_layers"):
+            shares = False
+            logger.warning("%s changes its denoiser for the time of a call, so its requests run one at a time", type(pipe).__name__)
         self._batcher = Batcher(max_batch_size if shares else 1, cpu_threads or torch.get_num_threads(), on_batch)
         self._in_doubt = False  # since the last picture failed
         self._undo = ExitStack()
@@ -95,15 +100,17 @@ class ImageEngine:
             raise RefusedRequest(ErrorDetail.of("image", "must not be given: this model has no image-to-image pipeline", None))
         return self._editing
 
-    def warm_up(self) -> None:
+    def warm_up(self, timeout_s: float | None = None) -> None:
         """Make a picture, so that the first caller does not pay for what is done only once."""
-        self.generate(ImageRequest(prompt="warm-up", num_inference_steps=2, seed=0), previews=True)
+        self.generate(ImageRequest(prompt="warm-up", num_inference_steps=2, seed=0), previews=True, timeout_s=timeout_s)
 
     def check_health(self) -> None:
-        """Raises if no picture can be made any more. If the last one failed, another is tried: some errors of a GPU stay for ever."""
+        """Raises if no picture can be made any more. If the last one failed, another is tried: some errors of a GPU stay for ever, and come
+        at once. One that only has to wait for others too long says nothing."""
         self._batcher.check_health()
         if self._in_doubt:
-            self.warm_up()
+            with suppress(DeadlinePassed):
+                self.warm_up(timeout_s=TRIAL_S)
 
     def close(self) -> None:
         """Requests that run or wait fail with `EngineStopped`, and no thread is left."""

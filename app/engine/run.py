@@ -51,7 +51,12 @@ class Run:
         began = time.monotonic()
         task.stop_if_asked()
         facts = facts_of(self._request, self._capabilities, self._pipe)
-        image: Image.Image = self._view()(**self._arguments(task)).images[0]
+        view = self._view()
+        try:
+            image: Image.Image = view(**self._arguments(task)).images[0]
+        finally:
+            vars(view.scheduler).pop("step", None)  # a circle with the scheduler, in which the latents would stay
+            self._guess = None
         moments = {"queue": self._asked, "text": began, "denoise": task.loop_began, "decode": self._loop_ended, "": time.monotonic()}
         known = [(phase, moment) for phase, moment in moments.items() if moment is not None]
         self.timings = {phase: end - start for (phase, start), (_, end) in itertools.pairwise(known)}

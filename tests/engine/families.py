@@ -1,5 +1,6 @@
 """Small checkpoints of several families with random weights, real tokenizers and real text encoders, built without a network."""
 
+import functools
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionPAGPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -263,6 +265,7 @@ def z_image() -> DiffusionPipeline:
 
 FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd1": sd1,
+    "sd1_pag": functools.partial(sd1, StableDiffusionPAGPipeline),
     "sdxl": sdxl,
     "sd3": sd3,
     "flux": flux,

@@ -111,8 +111,9 @@ class TestAlone:
         [
             (small("pixart", use_resolution_binning=False), "does not tell its steps"),
             (small("z_image"), "takes lists of samples"),
+            (small("sd1_pag"), "changes its denoiser for the time of a call"),
         ],
-        ids=["no step callback", "list inputs"],
+        ids=["no step callback", "list inputs", "a denoiser that is changed"],
     )
     def test_a_pipeline_whose_calls_cannot_be_joined(
         self, start: Engines, batches: list[Batch], caplog: pytest.LogCaptureFixture, loaded: Checkpoint, said: str

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from app.engine import batching, task
+from app.engine import engine as engine_module
 from app.engine.checkpoint import Checkpoint
-from app.schemas import EngineStopped
+from app.schemas import EngineStopped, Progress
 from tests.engine.families import small
 from tests.engine.together import DEADLINE_S, Engines, Held, assert_right, one_held_in_the_loop, request
 
@@ -28,6 +29,22 @@ def test_a_caller_that_is_interrupted_while_it_is_told_of_a_step_leaves_its_plac
     monkeypatch.undo()
     with ThreadPoolExecutor(1) as thread:
         assert_right(loaded, thread.submit(engine.generate, request(1)).result(DEADLINE_S))
+
+
+def test_a_trial_picture_that_has_to_wait_for_others_is_no_sign_of_illness(
+    loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(progress: Progress) -> None:
+        raise ZeroDivisionError
+
+    tried = engine_module.TRIAL_S
+    monkeypatch.setattr(engine_module, "TRIAL_S", 0.1)
+    engine = start(loaded, max_batch_size=1)
+    with pytest.raises(ZeroDivisionError):
+        engine.generate(request(0), fail)
+    with one_held_in_the_loop(engine):
+        engine.check_health()
+    assert tried < 30, "Serve gives a check no more"
 
 
 def test_a_decoding_beside_the_steps_that_never_ends_fails_the_health_check(
