@@ -44,15 +44,6 @@ def test_a_plan_needs_no_account_and_tells_what_would_be_deployed(checkout: Path
     assert told["running"].startswith("not asked: there is no token")
 
 
-@pytest.mark.usefixtures("no_account")
-def test_a_plan_is_told_also_if_the_control_plane_is_not(
-    checkout: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ANYSCALE_CLI_TOKEN", CLI_TOKEN)
-    assert main(["plan", "--file", str(checkout / "service.yaml")]) == 0
-    assert "running   not told: the control plane cannot be reached" in capsys.readouterr().out
-
-
 def test_with_a_token_a_plan_also_tells_what_would_change(
     rollout: Rollout, checkout: Path, running_old: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:

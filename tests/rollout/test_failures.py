@@ -1,8 +1,11 @@
 """Whatever goes wrong: what was applied, in which order, the exit status, and what the person reads."""
 
+from pathlib import Path
+
 import pytest
 
 from scripts.release import smoke
+from scripts.release.cli import main
 from scripts.release.outcome import Exit
 from tests.rollout.conftest import Rollout
 from tests.rollout.platform_state import TOKEN
@@ -240,3 +243,13 @@ def test_a_host_that_does_not_answer_is_said(
     monkeypatch.setenv("ANYSCALE_HOST", f"http://127.0.0.1:{free_port}")
     assert rollout("--version", "first") == Exit.UNREACHABLE
     assert "no answer: the control plane cannot be reached" in read(capsys)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_plan_is_told_also_if_the_control_plane_is_not(
+    checkout: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    monkeypatch.setenv("ANYSCALE_HOST", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setenv("ANYSCALE_CLI_TOKEN", CLI_TOKEN)
+    assert main(["plan", "--file", str(checkout / "service.yaml")]) == Exit.DONE
+    assert "running   not told: the control plane cannot be reached" in capsys.readouterr().out
