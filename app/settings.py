@@ -15,7 +15,7 @@ SHORT_NAMES = ("auto", "tiny", "sd2")
 SHORTEST_TOKEN = 16  # characters
 
 
-def _separated_by_commas(tokens: object) -> object:
+def _as_secrets(tokens: object) -> object:
     if isinstance(tokens, str):
         tokens = [token.strip() for token in tokens.split(",") if token.strip()]
     if isinstance(tokens, list | tuple):
@@ -72,7 +72,7 @@ class Settings(BaseSettings):
         tuple[SecretStr, ...],
         NoDecode,
         AfterValidator(_long_enough),
-        BeforeValidator(_separated_by_commas),  # the last comes first: refused tokens are secrets already, and no error shows them
+        BeforeValidator(_as_secrets),  # the last comes first: refused tokens are secrets already, and no error shows them
         Field(description="Bearer tokens that open the service, separated by commas; open to all if empty"),
     ] = ()
     log_prompts: Annotated[bool, Field(description="Write prompts to the service's log")] = False

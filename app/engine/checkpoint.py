@@ -140,6 +140,15 @@ def denoiser_of(pipe: DiffusionPipeline) -> nn.Module | None:
     return getattr(pipe, found[0]) if found in (["unet"], ["transformer"]) else None
 
 
+def why_alone(pipe: DiffusionPipeline) -> str | None:
+    """What the pipeline does that keeps its calls from taking turns at every step, if anything."""
+    if denoiser_of(pipe) is None or "callback_on_step_end" not in call_parameters(pipe):
+        return "does not tell its steps"
+    if hasattr(pipe, "pag_applied_layers"):
+        return "changes its denoiser for the time of a call"
+    return None
+
+
 def call_parameters(pipe: DiffusionPipeline) -> frozenset[str]:
     """The arguments that the pipeline's `__call__` takes."""
     return _parameters(type(pipe).__call__)

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from app import png
 from app.editing import EditRequest
 from app.engine.batching import Batcher
-from app.engine.checkpoint import Checkpoint, call_parameters, capabilities_of, denoiser_of, image_to_image, settled
+from app.engine.checkpoint import Checkpoint, capabilities_of, image_to_image, settled, why_alone
 from app.engine.device import Batch
 from app.engine.preview import Preview
 from app.engine.run import ProgressCallback, Run
@@ -58,13 +58,10 @@ class ImageEngine:
         self._editing = editing and settled(editing)
         able = {"image_to_image": self._editing is not None}
         self.capabilities: Capabilities = capabilities_of(checkpoint, max_pixels, version).limited(MAX_STEPS).model_copy(update=able)
-        shares = denoiser_of(pipe) is not None and "callback_on_step_end" in call_parameters(pipe)
-        if not shares:
-            logger.warning("%s does not tell its steps, so its requests run one at a time", type(pipe).__name__)
-        elif hasattr(pipe, "pag_applied_layers"):
-            shares = False
-            logger.warning("%s changes its denoiser for the time of a call, so its requests run one at a time", type(pipe).__name__)
-        self._batcher = Batcher(max_batch_size if shares else 1, cpu_threads or torch.get_num_threads(), on_batch)
+        reason = why_alone(pipe)
+        if reason is not None:
+            logger.warning("%s %s, so its requests run one at a time", type(pipe).__name__, reason)
+        self._batcher = Batcher(max_batch_size if reason is None else 1, cpu_threads or torch.get_num_threads(), on_batch)
         self._in_doubt = False  # since the last picture failed
         self._undo = ExitStack()
         self._undo.enter_context(shared(pipe, self._batcher))

@@ -9,7 +9,7 @@ import ipywidgets as widgets
 from pydantic import ValidationError
 
 from app.explorer.fields import Field, button, choice, fold, integer, number, text
-from app.explorer.words import LABELS, problems
+from app.explorer.words import broken, problems
 from app.schemas import MAX_SEED, Capabilities, ErrorDetail, ImageRequest, RefusedRequest
 
 MOST_PICTURES = 16
@@ -89,8 +89,7 @@ class RequestForm(widgets.VBox):
     @property
     def complaint(self) -> str:
         """What is wrong with all fields, also with those that are folded away, or nothing."""
-        said = [f"{LABELS[name]} {field.problem}" for name, field in self._fields.items() if field.problem]
-        return "; ".join(said) + "." * bool(said)
+        return broken((name, field.problem) for name, field in self._fields.items() if field.problem)
 
     def roll(self) -> None:
         self._rolling = True

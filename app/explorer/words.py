@@ -1,6 +1,6 @@
 """What went wrong, in words that a person can act on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pydantic import ValidationError
 
@@ -40,10 +40,16 @@ def problems(error: ValidationError | RefusedRequest) -> list[ErrorDetail]:
     ]
 
 
+def broken(rules: Iterable[tuple[str, str]]) -> str:
+    """Fields and the rules that they break, as a sentence; nothing if there are none."""
+    said = [f"{LABELS.get(field, field)} {rule}" for field, rule in rules]
+    return "; ".join(said) + "." * bool(said)
+
+
 def sentence(error: Exception) -> str:
     """One or two sentences: what happened, and what to do about it."""
     if isinstance(error, ValidationError | RefusedRequest):
-        return "; ".join(f"{LABELS.get(detail.field, detail.field)} {detail.rule}" for detail in problems(error)) + "."
+        return broken((detail.field, detail.rule) for detail in problems(error))
     if isinstance(error, DeadlinePassed):
         return f"The picture was given up: {error}. Ask for fewer steps or a smaller size."
     if isinstance(error, GenerationCancelled):
