@@ -4,14 +4,22 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-PICTURES = "pictures"  # what a replica tells of itself: how many it is making
+PICTURES = "pictures"  # what a replica tells of itself; see `counted`
 PLACES_FOR_LARGE = 0.75  # of all
-GROWS_AT = 0.9  # of the places for large pictures: the queue never sends a replica more of those, so as many must already be too much
+GROWS_AT = 0.9  # of the places for large pictures
 
 
 def places_for_large(places: int) -> int:
     """How many of the places pictures may take that are much larger than the model's own."""
     return max(1, int(PLACES_FOR_LARGE * places))
+
+
+def counted(making: int, asked: int, places: int) -> int:
+    """What a replica with so many places tells: the pictures it is making, but all places if a job like the last one, of as many as
+    were `asked` for, might find no room. Such jobs wait in the ingress, where Serve does not count them.
+    """
+    is_full = making > 0 and making + asked > places_for_large(places)
+    return max(making, places) if is_full else making
 
 
 def by_pictures(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:

@@ -12,7 +12,7 @@ from ray import serve
 from ray._private.utils import get_num_cpus
 from ray.serve import Application, metrics
 
-from app.autoscaling import GROWS_AT, PICTURES, by_pictures, places_for_large
+from app.autoscaling import GROWS_AT, PICTURES, by_pictures, counted, places_for_large
 from app.schemas import Capabilities, GeneratedImage, ImageRequest, Progress, Update
 from app.settings import Settings
 
@@ -50,7 +50,9 @@ class TextToImage:
             revision=settings.revision,
         )
         self._counts = counts = Counts()
-        self._making = 0
+        self._places = settings.max_batch_size
+        self._making = 0  # pictures
+        self._asked = 0  # pictures of the job that came last
         self._engine = ImageEngine(
             loaded,
             max_batch_size=settings.max_batch_size,
@@ -74,7 +76,7 @@ class TextToImage:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve asks for it, and hands it to the policy."""
-        return {PICTURES: self._making}
+        return {PICTURES: counted(self._making, self._asked, self._places)}
 
     async def denoiser_rows(self) -> int:
         """Rows that the denoiser has computed since the start. A cancelled request adds none after its current step."""
@@ -89,6 +91,7 @@ class TextToImage:
 
         Raises `DeadlinePassed` after `timeout_s`.
         """
+        self._asked = len(requests)
         cancel = threading.Event()
         work = [self._start(request, None, cancel, timeout_s=timeout_s) for request in requests]
         try:
@@ -99,6 +102,7 @@ class TextToImage:
     async def stream(self, requests: Sequence[ImageRequest], previews: bool, timeout_s: float | None = None) -> AsyncGenerator[Update]:
         """Every step of every image as it is done, and each image once it is. Closing the stream stops the work like cancelling does."""
         told: asyncio.Queue[Update | None] = asyncio.Queue()
+        self._asked = len(requests)
         loop, cancel = asyncio.get_running_loop(), threading.Event()
 
         def tell(index: int, progress: Progress) -> None:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from ray.serve.config import AutoscalingContext
 
-from app.autoscaling import by_pictures
+from app.autoscaling import by_pictures, counted, places_for_large
 from app.deployment import text_to_image
 from app.settings import Settings
 
@@ -25,6 +25,16 @@ def test_replicas_that_make_all_they_can_become_more_and_idle_ones_fewer(batch: 
     large = max(1, int(0.75 * batch))
     assert config.policy.get_policy()(context(config.target_ongoing_requests, large, large))[0] > 2, "two, full of large pictures"
     assert config.policy.get_policy()(context(config.target_ongoing_requests, 0, 0))[0] == 0
+
+
+@pytest.mark.parametrize("places", range(1, 17))
+def test_a_replica_that_finds_no_room_for_another_job_counts_as_full_however_many_pictures_jobs_have(places: int) -> None:
+    for limit in (places, places_for_large(places)):  # of small pictures, and of large ones
+        for asked in range(1, places + 1):
+            making = max(limit // asked, 1) * asked
+            assert counted(making, asked, places) >= places, (limit, asked)
+    assert counted(1, 1, 8) == 1
+    assert counted(0, 8, 8) == 0
 
 
 def test_the_policy_counts_what_every_replica_tells() -> None:

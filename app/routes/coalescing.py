@@ -2,7 +2,7 @@
 
 A picture is a pure function of its resolved fields, so whoever asks for what is being made already waits for that and gets the same bytes,
 each in the form asked for. It is let in, queued, made, retried and counted as work once, and its errors reach all. Streams stay outside:
-each tells its own steps.
+each tells its own steps; and so does who gives less time than the first: whether that is enough must be found out at the door.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class Flight:
 
 
 class Coalescing:
-    """A `Backend` in front of another one. `on_join` is told of every caller that shares the work of an earlier one."""
+    """A `Backend` in front of another one. `on_join` is told of every caller that got the pictures of an earlier one."""
 
     def __init__(self, backend: Backend, on_join: Callable[[], None] = lambda: None) -> None:
         self._backend = backend
@@ -56,11 +56,13 @@ class Coalescing:
         late = False  # it has waited for a flight already, so whatever else comes in the way of its picture, that is late
         while True:
             flight = self._flights.get(job.requests)
+            if flight is not None and flight.work.done():
+                flight = None  # asking it again would never come to an end: it is forgotten only in the event loop's next turn
             until = job.deadline if flight is None else flight.deadline
             try:
                 if job.deadline < until:
-                    return await make(self._backend, job)  # whether that can be met must be found out at the door
-                return await self._join(flight or self._begin(job), job.requests, alone=flight is None)
+                    return await make(self._backend, job)
+                made = await self._join(flight or self._begin(job), job.requests)
             except (DeadlinePassed, DeadlineTooShort) as error:
                 if job.deadline > until:
                     late |= isinstance(error, DeadlinePassed)  # the first caller's; there may be time for another try
@@ -68,10 +70,11 @@ class Coalescing:
                 if late:
                     raise DeadlinePassed("the picture was not ready at its deadline") from error
                 raise
+            if flight is not None:
+                self._on_join()
+            return made
 
-    async def _join(self, flight: Flight, requests: tuple[ImageRequest, ...], *, alone: bool) -> Made:
-        if not alone:
-            self._on_join()
+    async def _join(self, flight: Flight, requests: tuple[ImageRequest, ...]) -> Made:
         waited = time.monotonic() - flight.began
         made = await self._wait(flight, requests)
         return replace(made, expected_wait_s=max(made.expected_wait_s - waited, 0.0))

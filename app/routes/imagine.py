@@ -81,16 +81,21 @@ class Pairs(list[tuple[str, Any]]):
 
 async def refuse_repeated(raw: Request) -> None:
     """A parameter given twice is an error, never the last one wins; and what is asked in a body is asked there alone."""
-    given: list[tuple[str, Any]] = raw.query_params.multi_items()
-    if raw.method == "POST":
-        if given:
-            raise RefusedRequest(*(ErrorDetail.of(name, "must be in the body, not in the address", value) for name, value in given))
-        try:
-            body = json.loads(await raw.body() or "null", object_pairs_hook=Pairs)
-        except RecursionError as error:  # just below what the framework itself refuses
-            raise HTTPException(400) from error
-        given = body if isinstance(body, Pairs) else []
-    refuse_twice(name for name, _ in given)
+    if raw.method != "POST":
+        refuse_twice(name for name, _ in raw.query_params.multi_items())
+        return
+    await refuse_in_the_address(raw)
+    try:
+        body = json.loads(await raw.body() or "null", object_pairs_hook=Pairs)
+    except RecursionError as error:  # just below what the framework itself refuses
+        raise HTTPException(400) from error
+    refuse_twice(name for name, _ in (body if isinstance(body, Pairs) else ()))
+
+
+async def refuse_in_the_address(raw: Request) -> None:
+    """Raises `RefusedRequest` for parameters beside a body."""
+    if given := raw.query_params.multi_items():
+        raise RefusedRequest(*(ErrorDetail.of(name, "must be in the body, not in the address", value) for name, value in given))
 
 
 def refuse_twice(names: Iterable[str]) -> None:
@@ -141,7 +146,7 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
     async def imagine(raw: Request, query: Annotated[ImagineQuery, Query()], deadline: Annotated[float, deadline]) -> Response:
         """Make a picture. The same query with the same seed gives the same bytes from a service that is otherwise idle; next to other
         requests, whose steps are computed together with its own, a pixel may differ by 1/255 in single precision. Identical requests in
-        flight at the same time share one making; streams do not."""
+        flight at the same time share one making; streams do not, nor does who gives less time than the first."""
         return await answer(raw, query, deadline)
 
     @routes.post("/imagine", **documented)

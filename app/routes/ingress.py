@@ -177,7 +177,11 @@ def api_ingress(model: Application, settings: Settings) -> Application:
 def build_api(backend: Backend, settings: Settings, counted: metrics.Metrics | None = None) -> FastAPI:
     """The HTTP interface over any backend. Its documentation page needs no network."""
     api = FastAPIOffline(
-        title="Imagine", version=settings.version, description="A prompt becomes a picture.", exception_handlers=errors.HANDLERS
+        title="Imagine",
+        version=settings.version,
+        description="A prompt becomes a picture.",
+        exception_handlers=errors.HANDLERS,
+        redirect_slashes=False,  # behind a proxy that ends TLS the redirect would lead out of it
     )
     shared = Coalescing(backend) if counted is None else Coalescing(backend, counted.coalesced)
     for routes in (imagine, stream, replay, openai, openai_edits):

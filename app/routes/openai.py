@@ -118,8 +118,8 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
 
 def addresses(raw: Request, body: GenerationsBody, requests: tuple[ImageRequest, ...], capabilities: Capabilities) -> PicturesAnswer:
     """Permalinks in place of pictures, which nobody makes before they are looked at. Raises `RefusedRequest` for one that is too long."""
-    scheme = raw.headers.get("x-forwarded-proto", raw.url.scheme)  # what the caller spoke to a proxy that ends its TLS
-    prefix = str(raw.base_url.replace(scheme="https" if scheme == "https" else "http")).rstrip("/")
+    schemes = raw.headers.get("x-forwarded-proto", raw.url.scheme)  # what was spoken to proxies that end TLS, the caller's first
+    prefix = str(raw.base_url.replace(scheme="https" if schemes.split(",")[0].strip() == "https" else "http")).rstrip("/")
     urls = [caching.permalink(prefix, one, capabilities, body.form) for one in requests]
     if (longest := max(map(len, urls))) > caching.LONGEST_ADDRESS:
         rule = f"must be b64_json for this prompt, whose address would be {longest} characters long"

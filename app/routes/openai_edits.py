@@ -11,7 +11,7 @@ from sse_starlette import EventSourceResponse
 from app.editing import STRENGTH, EditRequest
 from app.png import Unreadable, opened
 from app.routes.backend import Backend
-from app.routes.imagine import deadline_of, refuse_twice
+from app.routes.imagine import deadline_of, refuse_in_the_address, refuse_twice
 from app.routes.openai import ERRORS, UNUSED, PicturesAnswer, ProblemAnswer, made, refuse_other_model
 from app.routes.openai_fields import GenerationsBody
 from app.schemas import Capabilities, ErrorDetail, RefusedRequest
@@ -19,7 +19,10 @@ from app.settings import Settings
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 LIST_OF_IMAGES = "image[]"  # what OpenAI's client calls it if it was given a list
+MAY_BE_EMPTY = ("prompt", "negative_prompt", "user", "safety_identifier")  # the first has a rule of its own
 NO_MASK = "must not be given: the whole picture is painted over"
+
+MORE_BITS = ("I", "F")  # Pillow's modes of which it would make white what is brighter than 255
 
 FIELDS = f"""
 | field | here |
@@ -68,10 +71,13 @@ class EditsBody(GenerationsBody):
 
 
 async def refuse_what_a_form_may_not_hold(raw: Request) -> None:
-    """Nothing twice, and no mask. Raises `RefusedRequest`."""
-    names = [name for name, _ in (await raw.form()).multi_items()]
+    """Nothing twice, no mask, and nothing empty, which the framework would take for not given. Raises `RefusedRequest`."""
+    given = (await raw.form()).multi_items()
+    names = [name for name, _ in given]
     if "mask" in names:
         raise RefusedRequest(ErrorDetail(field="mask", rule=NO_MASK))
+    if empty := [name for name, value in given if value == "" and name not in MAY_BE_EMPTY]:
+        raise RefusedRequest(*(ErrorDetail.of(name, "must not be empty; leave it out", "") for name in empty))
     refuse_twice("image" if name == LIST_OF_IMAGES else name for name in names)
 
 
@@ -80,7 +86,7 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
 
     @routes.post(
         "/images/edits",
-        dependencies=[Depends(refuse_what_a_form_may_not_hold)],
+        dependencies=[Depends(refuse_in_the_address), Depends(refuse_what_a_form_may_not_hold)],
         response_model=PicturesAnswer,
         response_model_exclude_none=True,
         responses={
@@ -122,6 +128,8 @@ def opaque(data: bytes) -> Image.Image:
         lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
     except (Unreadable, ValueError) as error:  # the second: colours of a kind that Pillow cannot bring to eight bits
         raise RefusedRequest(ErrorDetail(field="image", rule=f"must be a picture: {error}")) from error
+    if image.mode.startswith(MORE_BITS):
+        raise RefusedRequest(ErrorDetail.of("image", "must have 8 bits a channel", image.mode))
     if lowest != 255:
         raise RefusedRequest(ErrorDetail(field="image", rule="must be opaque: what is transparent would be a mask"))
     return image.convert("RGB")

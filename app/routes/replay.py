@@ -9,7 +9,7 @@ from PIL import Image
 
 from app import png
 from app.routes.backend import Backend, Job, make
-from app.routes.imagine import ERRORS, deadline_of
+from app.routes.imagine import ERRORS, deadline_of, refuse_in_the_address
 from app.schemas import Change, ErrorAnswer, ErrorDetail, Facts, GeneratedImage, RefusedRequest, Replay
 from app.settings import Settings
 
@@ -30,7 +30,7 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
         422: {"model": ErrorAnswer, "description": "No PNG made here, settings inside it that break a rule, or another size than they say"},
     }
 
-    @routes.post("/replay", responses=responses, openapi_extra={"requestBody": body})
+    @routes.post("/replay", dependencies=[Depends(refuse_in_the_address)], responses=responses, openapi_extra={"requestBody": body})
     async def replay(raw: Request, response: Response, deadline: Annotated[float, Depends(deadline_of(settings))]) -> Replay:
         """Make a PNG made here again, from the settings inside it, and say whether the picture is the same; if not, how it differs and what
         has changed since: model, revision, versions of libraries."""

@@ -28,7 +28,6 @@ from app.schemas import ErrorAnswer, GeneratedImage, Progress, Queued, Update
 from app.settings import Settings
 
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 1
-SEND_TIMEOUT_S = 60.0  # a reader that takes nothing for so long has left
 
 Events = AsyncGenerator[ServerSentEvent]
 
@@ -67,7 +66,6 @@ async def event_stream(
         _from_the_first(raw, first, events, say_error),
         ping=SECONDS_BETWEEN_SIGNS_OF_LIFE,
         ping_message_factory=None if ping is None else lambda: ping,
-        send_timeout=SEND_TIMEOUT_S,
     )
 
 

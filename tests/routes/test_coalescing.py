@@ -1,8 +1,11 @@
 """Identical requests in flight, over a backend that makes a picture when it is told to."""
 
 import asyncio
+import signal
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -73,8 +76,27 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
+class Blocked(BaseException):
+    """The event loop has come to no other task for too long."""
+
+
+@contextmanager
+def alarm(seconds: float) -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Blocked
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 30))
+    with alarm(60):
+        asyncio.run(asyncio.wait_for(test, 30))
 
 
 def test_identical_requests_share_one_generation_and_each_gets_its_answer() -> None:
@@ -193,6 +215,22 @@ def test_who_has_waited_until_the_deadline_is_late_and_not_refused() -> None:
         asked = [service.ask(STAR, given_s=1.0 + 0.02 * number) for number in range(4)]
         ends = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(end) for end in ends] == [DeadlinePassed] * 4
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("turns_later", range(8))
+def test_who_comes_just_as_a_generation_has_failed_begins_another(turns_later: int) -> None:
+    async def scenario() -> None:
+        service = Service(kiln=Strict())
+        service.kiln.open.set()
+        hasty = service.ask(STAR, given_s=0.1)
+        for _ in range(turns_later):
+            await asyncio.sleep(0)
+        patient = service.ask(STAR, given_s=60.0)
+        with pytest.raises(DeadlineTooShort):
+            await hasty
+        assert (await patient).pictures[0].png == b"1"
 
     run(scenario())
 

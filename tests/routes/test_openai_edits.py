@@ -85,6 +85,8 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "nothing": ({"image": b""}, "image", "no image in PNG"),
     "cut off": ({"image": picture(size=(64, 64))[:-30]}, "image", "cut off or damaged"),
     "transparent": ({"image": picture(mode="RGBA", colour=(9, 9, 9, 9))}, "image", "must be opaque"),
+    "16 bits": ({"image": picture(mode="I;16", colour=40_000)}, "image", "8 bits a channel"),
+    "an empty field": ({"seed": ""}, "seed", "must not be empty"),
     "GIF": ({"image": picture("GIF", "L")}, "image", "no image in PNG"),
     "a huge one": ({"image": picture(size=(4000, 4000))}, "image", "larger than"),
     "a side of its own that does not fit": ({"image": picture(size=(100, 64))}, "size", "multiples of 8"),
