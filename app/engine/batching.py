@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from app.engine.device import ALONE, Batch, Call, Device, Shared
-from app.engine.joining import Joiner
+from app.engine.device import ALONE, Batch, Call, Device
+from app.engine.joining import SharedMethod
 from app.engine.policy import FairShare
 from app.engine.task import StopReason, Task, settle
 from app.engine.threads import compute_with
@@ -49,7 +49,7 @@ class Batcher:
         self._cpu_threads = cpu_threads
         self._room = 0.0  # seconds until the next step that are left for what is none
         self._aside = ThreadPoolExecutor(1, "aside", compute_with, (1,))
-        self._calls_aside: list[Call] = []
+        self._call_aside: Call | None = None
         self._busy_since: float | None = None
         self._aside_since: float | None = None
         self._end: BaseException | None = None
@@ -78,15 +78,14 @@ class Batcher:
         self, module: nn.Module, name: str, *, alone: Callable[..., Any] | None = None, is_denoiser: bool = False
     ) -> Callable[..., Any]:
         """What to call instead of the method `name` of `module`, so that calls by tasks meet; all others go straight to it."""
-        method = getattr(module, name)
-        shared = Shared(module, alone or method, method, Joiner(module, name), is_denoiser)
+        shared = SharedMethod(module, name, alone=alone, is_denoiser=is_denoiser)
 
-        @functools.wraps(method)
+        @functools.wraps(shared.together)
         def meet(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             task = next((task for task in self._tasks if task.is_current()), None)
             if task is None:
                 return shared.alone(*args, **kwargs)
-            return self._answer_to(Call(task, shared, args, kwargs, shared.joiner.describe(args, kwargs)))
+            return self._answer_to(Call(task, shared, args, kwargs, shared.describe(args, kwargs)))
 
         return meet
 
@@ -118,6 +117,7 @@ class Batcher:
                     self._go_on()
                     if calls := self._next_calls():
                         self._device.compute(calls)
+                        del calls  # or they would keep their tensors while the tasks go on
                     else:
                         self._busy_since = None
                         self._wait_for_news()
@@ -127,7 +127,7 @@ class Batcher:
         with self._changed:
             for task in (*self._tasks, *self._queue):
                 task.end(EngineStopped("the engine has stopped"))
-            self._tasks, self._calls, self._calls_aside = [], [], []
+            self._tasks, self._calls, self._call_aside = [], [], None
             self._queue.clear()
         self._aside.shutdown(cancel_futures=True)
 
@@ -135,7 +135,8 @@ class Batcher:
         for task in self._tasks:
             task.give_up_if_stopped()
         self._calls = [call for call in self._calls if not call.future.done()]
-        self._calls_aside = [call for call in self._calls_aside if not call.future.done()]
+        if self._call_aside is not None and self._call_aside.future.done():
+            self._call_aside = None
         with self._changed:
             for task in list(self._queue):
                 if reason := task.stop_reason():
@@ -161,19 +162,23 @@ class Batcher:
 
     def _wait_for_news(self) -> None:
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._end is not None or self._has_room or any(task.can_go_on for task in self._tasks),
-                SECONDS_BETWEEN_LOOKS if self._tasks or self._queue else None,
-            )
+            self._changed.wait_for(self._has_news, SECONDS_BETWEEN_LOOKS if self._tasks or self._queue else None)
+
+    def _has_news(self) -> bool:
+        aside_is_done = self._call_aside is not None and self._call_aside.future.done()
+        return self._end is not None or self._has_room or aside_is_done or any(task.can_go_on for task in self._tasks)
 
     def _next_calls(self) -> list[Call]:
         """Those that the policy picks, if any is due. What is no step goes first."""
         others = [call for call in self._calls if not call.shared.is_denoiser]
         in_loop = {task for task in self._tasks if task.step_kind is not None} - {call.task for call in others}
         to_come = self._kinds_to_come()
-        if others and not in_loop and not self._calls_aside:
-            return [] if None in to_come else self._pick(_by_kind(others))
-        if short := self._pick(self._fit_before_the_next_step(others)):
+        if others and not in_loop:
+            if None in to_come:
+                return []
+            if calls := self._pick(self._not_aside(_by_kind(others))):
+                return calls
+        elif short := self._pick(self._fit_before_the_next_step(others)):
             self._room -= sum(self._device.seconds_each[call.kind] for call in short)
             return short
         self._room = SHORT * self._device.step_seconds
@@ -187,13 +192,18 @@ class Batcher:
         for kind, calls in _by_kind(others).items():
             if kind != ALONE and seconds.get(kind, math.inf) <= largest_room:
                 kinds[kind] = calls[: int(max(self._room, 0.0) / max(seconds[kind], 1e-9))]
-                continue
-            for call in calls:
-                self._calls.remove(call)
-                self._calls_aside.append(call)
-                self._aside.submit(self._compute_aside, call)
-        at_work = {call.shared.module for call in self._calls_aside}
-        return {kind: calls for kind, calls in kinds.items() if calls and calls[0].shared.module not in at_work}
+            elif self._call_aside is None:  # one at a time: those that wait may go together once nobody is in the loop
+                self._call_aside = calls[0]
+                self._calls.remove(calls[0])
+                self._aside.submit(self._compute_aside, calls[0])
+        return self._not_aside({kind: calls for kind, calls in kinds.items() if calls})
+
+    def _not_aside(self, kinds: dict[Hashable, list[Call]]) -> dict[Hashable, list[Call]]:
+        """Without those of the module that is at work aside: no module is in two threads at once."""
+        if self._call_aside is None:
+            return kinds
+        at_work = self._call_aside.shared.module
+        return {kind: calls for kind, calls in kinds.items() if calls[0].shared.module is not at_work}
 
     def _pick(self, ready: dict[Hashable, list[Call]]) -> list[Call]:
         picked = self._policy.pick(ready) if ready else []

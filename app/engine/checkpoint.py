@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import inspect
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -15,6 +16,8 @@ import transformers
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image, DiffusionPipeline, SchedulerMixin
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from app.engine.threads import single_threaded
 from app.schemas import Capabilities
@@ -80,12 +83,13 @@ def load(model: str, *, device: str = "cpu", dtype: str = "auto", revision: str 
         if isinstance(part, nn.Module):
             # What convolutions are fastest with; the type hints know it for tensors only.
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    recommended = call_parameters(pipe)
     return Checkpoint(
         pipe=pipe.to(device),
         model=model,
         revision=_revision(known.location, revision),
-        num_inference_steps=known.num_inference_steps or int(_call_default(pipe, "num_inference_steps")),
-        guidance_scale=known.guidance_scale if known.guidance_scale is not None else _call_default(pipe, "guidance_scale"),
+        num_inference_steps=known.num_inference_steps or recommended["num_inference_steps"].default,
+        guidance_scale=known.guidance_scale if known.guidance_scale is not None else recommended["guidance_scale"].default,
     )
 
 
@@ -96,7 +100,7 @@ def image_to_image(loaded: Checkpoint) -> Checkpoint | None:
     except ValueError:
         return None
     pipe.set_progress_bar_config(disable=True)
-    return replace(loaded, pipe=pipe) if {"image", "strength", "callback_on_step_end"} <= call_parameters(pipe) else None
+    return replace(loaded, pipe=pipe) if {"image", "strength", "callback_on_step_end"} <= call_parameters(pipe).keys() else None
 
 
 @single_threaded()
@@ -116,7 +120,7 @@ def capabilities_of(checkpoint: Checkpoint, max_pixels: int | None, version: str
         max_pixels=max_pixels or PIXELS_OVER_NATIVE * side * side,
         num_inference_steps=checkpoint.num_inference_steps,
         guidance_scale=checkpoint.guidance_scale,
-        max_prompt_tokens=pipe.tokenizer.model_max_length,
+        max_prompt_tokens=reader[1] if (reader := prompt_reader(pipe)) else None,
         version=version,
     )
 
@@ -149,14 +153,27 @@ def why_alone(pipe: DiffusionPipeline) -> str | None:
     return None
 
 
-def call_parameters(pipe: DiffusionPipeline) -> frozenset[str]:
-    """The arguments that the pipeline's `__call__` takes."""
+def prompt_reader(pipe: DiffusionPipeline) -> tuple[PreTrainedTokenizerBase, int] | None:
+    """The tokenizer that reads the most of a prompt, and how many tokens: CLIP's as many as it knows, others what a call asks of them."""
+    parameter = call_parameters(pipe).get("max_sequence_length")
+    asked = None if parameter is None else parameter.default
+    readers = [
+        (part, part.model_max_length if asked is None or isinstance(part, CLIPTokenizer) else asked)
+        for part in vars(pipe).values()
+        if isinstance(part, PreTrainedTokenizerBase)
+    ]
+    known = [(part, limit) for part, limit in readers if limit < VERY_LARGE_INTEGER]  # which stands for none
+    return max(known, key=operator.itemgetter(1), default=None)
+
+
+def call_parameters(pipe: DiffusionPipeline) -> Mapping[str, inspect.Parameter]:
+    """The arguments that the pipeline's `__call__` takes. Their defaults are what its authors recommend."""
     return _parameters(type(pipe).__call__)
 
 
 @cache
-def _parameters(function: Callable[..., object]) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)
+def _parameters(function: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
 
 
 def _load_pipeline(location: str, dtype: str, revision: str | None) -> DiffusionPipeline:
@@ -194,12 +211,6 @@ def _digest(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(f"{path.relative_to(folder).as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()[:12]
-
-
-def _call_default(pipe: DiffusionPipeline, argument: str) -> float:
-    """The default of an argument of the pipeline's `__call__`, which is what its authors recommend."""
-    default: float = inspect.signature(type(pipe).__call__).parameters[argument].default
-    return default
 
 
 def _fits(kind: type[SchedulerMixin], pipe: DiffusionPipeline) -> bool:

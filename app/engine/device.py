@@ -2,6 +2,7 @@
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -9,9 +10,8 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
 
-from app.engine.joining import Arguments, Joiner, run_joined, same_output
+from app.engine.joining import Arguments, SharedMethod, run_joined, same_output
 from app.engine.policy import MOST_KINDS, FairShare
 from app.engine.task import Task
 
@@ -28,21 +28,10 @@ class Batch:
     rows: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Shared:
-    """A method that all requests call. `alone` computes a single call, `joiner` says which are computed by `together` as one."""
-
-    module: nn.Module
-    alone: Callable[..., Any]
-    together: Callable[..., Any]
-    joiner: Joiner
-    is_denoiser: bool
-
-
 @dataclass(eq=False)
 class Call:
     task: Task
-    shared: Shared
+    shared: SharedMethod
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     arguments: Arguments
@@ -78,7 +67,8 @@ class Device:
         try:
             outputs = self._joined(calls) if joined else self._apart(calls)
         except Exception as error:
-            failure = error.with_traceback(None)  # its frames hold on to tensors that the halves need room for
+            failure = error
+            traceback.clear_frames(error.__traceback__)  # which hold on to tensors that others need room for
         seconds = time.monotonic() - start
         self._policy.took(calls[0].kind, seconds, joined=len(calls) if failure is None and (joined or len(calls) == 1) else None)
         if failure is None:

@@ -6,7 +6,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from app.editing import EditRequest
-from app.engine.checkpoint import denoiser_of
+from app.engine.checkpoint import denoiser_of, prompt_reader
 from app.schemas import Capabilities, Facts, ImageRequest
 
 MARKS = 2  # tokens around a text
@@ -32,10 +32,13 @@ def facts_of(request: ImageRequest, capabilities: Capabilities, pipe: DiffusionP
 
 
 def _warnings(request: ImageRequest, pipe: DiffusionPipeline) -> list[str]:
-    limit = pipe.tokenizer.model_max_length
+    reader = prompt_reader(pipe)
+    if reader is None:
+        return []
+    tokenizer, limit = reader
     texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
     texts = {field: text for field, text in texts.items() if len(text.encode()) + MARKS > limit}  # a token is a byte at least
-    lengths = {field: len(pipe.tokenizer(text, truncation=False, verbose=False).input_ids) for field, text in texts.items()}
+    lengths = {field: len(tokenizer(text, truncation=False, verbose=False).input_ids) for field, text in texts.items()}
     return [
         f"{field} is {length} tokens long and the text encoder takes {limit}: its end was not read"
         for field, length in lengths.items()

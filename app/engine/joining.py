@@ -29,17 +29,21 @@ class Arguments:
     signature: Hashable | None
 
 
-class Joiner:
-    """Describes the calls of the method `name` of `module`."""
+class SharedMethod:
+    """The method `name` of `module`, which all requests call. `alone` computes a single call, `together` those that are joined."""
 
-    def __init__(self, module: nn.Module, name: str = "forward") -> None:
-        self._module = module
+    def __init__(
+        self, module: nn.Module, name: str = "forward", *, alone: Callable[..., Any] | None = None, is_denoiser: bool = False
+    ) -> None:
+        self.module, self.is_denoiser = module, is_denoiser
+        self.together: Callable[..., Any] = getattr(module, name)
+        self.alone = alone or self.together
         self._parameters = inspect.signature(getattr(type(module), name))
         self._fingerprints: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """The first argument is the sample (rows, ...). A timestep that is one number becomes one per row."""
-        named = dict(self._parameters.bind(self._module, *args, **kwargs).arguments)
+        named = dict(self._parameters.bind(self.module, *args, **kwargs).arguments)
         named.pop("self", None)
         named |= named.pop("kwargs", {})
         sample = next(iter(named.values()))

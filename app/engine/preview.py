@@ -1,5 +1,7 @@
 """Latents become a small RGB picture without the autoencoder: a linear map fitted on the checkpoint's own autoencoder."""
 
+import io
+
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -11,7 +13,7 @@ SIDE = 8  # latents
 
 
 class Preview:
-    """Callable on latents (1, C, h, w); gives a picture of w x h pixels. Raises `ValueError` for latents of another form."""
+    """Callable on latents (1, C, h, w); gives a PNG of w x h pixels, but None for those that some families pack into a sequence."""
 
     def __init__(self, pipe: DiffusionPipeline) -> None:
         """Fits the map: flat pictures are encoded, and a least-squares fit leads from their latents back to their colours."""
@@ -25,17 +27,15 @@ class Preview:
         latents = (encoded - shift) * pipe.vae.config.scaling_factor
         self._weights = torch.linalg.lstsq(_with_one(latents), colours.permute(0, 2, 3, 1).reshape(-1, 3)).solution  # (C + 1, 3)
 
-    def fits(self, latents: Tensor) -> bool:
-        """Some families pack their latents into a sequence, which has lost its height and width."""
-        return latents.ndim == 4 and latents.shape[1] + 1 == len(self._weights)
-
-    def __call__(self, latents: Tensor) -> Image.Image:
-        if not self.fits(latents):
-            raise ValueError(f"latents of shape {tuple(latents.shape)} cannot be shown")
+    def __call__(self, latents: Tensor) -> bytes | None:
+        if latents.ndim != 4 or latents.shape[1] + 1 != len(self._weights):
+            return None
         height, width = latents.shape[2:]
         colours = _with_one(latents[:1].float().cpu()) @ self._weights  # (h * w, 3)
         pixels = ((colours.view(height, width, 3) + 1) * 127.5).clamp(0, 255).byte()
-        return Image.fromarray(pixels.numpy())
+        file = io.BytesIO()
+        Image.fromarray(pixels.numpy()).save(file, "PNG")
+        return file.getvalue()
 
 
 def _with_one(latents: Tensor) -> Tensor:

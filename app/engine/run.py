@@ -2,10 +2,10 @@
 
 import copy
 import functools
-import io
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import diffusers
@@ -24,33 +24,24 @@ from app.schemas import Capabilities, Facts, ImageRequest, Progress
 ProgressCallback = Callable[[Progress], None]
 
 
+@dataclass(eq=False)
 class Run:
     """Calls the pipeline once. `timings` then says how many seconds went into queue, text, denoise and decode."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        request: ImageRequest,
-        capabilities: Capabilities,
-        on_progress: ProgressCallback | None,
-        preview: Preview | None = None,
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._pipe = checkpoint.pipe
-        self._request = request
-        self._capabilities = capabilities
-        self._on_progress = on_progress
-        self._preview = preview
-        self._parameters = call_parameters(checkpoint.pipe)
-        self._guess: Tensor | None = None  # what the latents would be without their noise
-        self._asked = time.monotonic()
-        self._loop_ended: float | None = None
-        self.timings: dict[str, float] = {}
+    checkpoint: Checkpoint
+    request: ImageRequest
+    capabilities: Capabilities
+    on_progress: ProgressCallback | None
+    preview: Preview | None = None
+    timings: dict[str, float] = field(default_factory=dict, init=False)
+    _guess: Tensor | None = field(default=None, init=False)  # what the latents would be without their noise
+    _asked: float = field(default_factory=time.monotonic, init=False)
+    _loop_ended: float | None = field(default=None, init=False)
 
     def __call__(self, task: Task) -> tuple[Image.Image, Facts]:
         began = time.monotonic()
         task.stop_if_asked()
-        facts = facts_of(self._request, self._capabilities, self._pipe)
+        facts = facts_of(self.request, self.capabilities, self.checkpoint.pipe)
         view = self._view()
         try:
             image: Image.Image = view(**self._arguments(task)).images[0]
@@ -64,11 +55,10 @@ class Run:
 
     def _view(self) -> DiffusionPipeline:
         """The pipeline with a noise scheduler of its own: it counts steps."""
-        view = copy.copy(self._pipe)
-        named = self._request.scheduler
-        kind = getattr(diffusers, named) if named else type(view.scheduler)
+        view = copy.copy(self.checkpoint.pipe)
+        kind = getattr(diffusers, self.request.scheduler) if self.request.scheduler else type(view.scheduler)
         view.scheduler = kind.from_config(view.scheduler.config)
-        if self._preview is not None:
+        if self.preview is not None:
             self._watch(view.scheduler)
         return view
 
@@ -85,14 +75,15 @@ class Run:
         scheduler.step = watched
 
     def _arguments(self, task: Task) -> dict[str, Any]:
-        request = self._request
+        parameters = call_parameters(self.checkpoint.pipe)
+        request = self.request
         fields: dict[str, Any] = request.model_dump(exclude={"seed", "scheduler"})
         if isinstance(request, EditRequest):
             fields["image"] = request.source
-        arguments = {name: value for name, value in fields.items() if name in self._parameters} | dict(self._checkpoint.arguments)
+        arguments = {name: value for name, value in fields.items() if name in parameters} | dict(self.checkpoint.arguments)
         # A generator on the CPU gives the same starting noise on every device.
         arguments["generator"] = torch.Generator("cpu").manual_seed(request.seed or 0)
-        if "callback_on_step_end" in self._parameters:
+        if "callback_on_step_end" in parameters:
             arguments["callback_on_step_end"] = functools.partial(self._after_step, task)
         return arguments
 
@@ -101,15 +92,10 @@ class Run:
             task.step_kind = None
             self._loop_ended = time.monotonic()
         task.stop_if_asked()
-        if self._on_progress is not None:
+        if self.on_progress is not None:
             progress = Progress(step + 1, pipe.num_timesteps, self._picture_of(tensors["latents"]))
-            task.tell(functools.partial(self._on_progress, progress))
+            task.tell(functools.partial(self.on_progress, progress))
         return tensors
 
     def _picture_of(self, latents: Tensor) -> bytes | None:
-        guess = latents if self._guess is None else self._guess
-        if self._preview is None or not self._preview.fits(guess):
-            return None
-        file = io.BytesIO()
-        self._preview(guess).save(file, "PNG")
-        return file.getvalue()
+        return None if self.preview is None else self.preview(latents if self._guess is None else self._guess)

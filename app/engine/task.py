@@ -3,6 +3,7 @@
 import functools
 import math
 import time
+import traceback
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -56,9 +57,11 @@ class Task:
         return future.result()
 
     def give_up_if_stopped(self) -> None:
-        """Whatever it waits for, unless somebody has begun with that."""
-        if self._waits_for is not None and self.stop_reason():
+        """Whatever it waits for, which is cancelled unless somebody has begun with it."""
+        if self._waits_for is not None and (reason := self.stop_reason()):
+            self.stop_reason = lambda: reason
             self._waits_for.cancel()
+            self._waits_for = None
 
     def stop_if_asked(self) -> None:
         if reason := self.stop_reason():
@@ -90,6 +93,8 @@ class Task:
 
     def _run(self) -> None:
         settle(self._result, functools.partial(self._function, self))
+        if error := self._result.exception():
+            traceback.clear_frames(error.__traceback__)  # which hold on to tensors, as long as the caller does to the error
         self._to_tell.put(None)
 
 
@@ -100,6 +105,7 @@ def settle(future: Future[Any], function: Callable[[], Any]) -> None:
     try:
         result = function()
     except BaseException as error:
+        del function  # which holds tensors
         future.set_exception(error)
         del future  # which holds the error, whose traceback holds this frame
     else:

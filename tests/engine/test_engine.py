@@ -8,6 +8,8 @@ from PIL import Image
 from app.engine import checkpoint
 from app.engine.engine import ImageEngine
 from app.schemas import GenerationCancelled, ImageRequest, Progress, RefusedRequest
+from tests.engine.families import small
+from tests.engine.together import Engines
 
 HEART = ImageRequest(prompt="a red heart on a yellow background", num_inference_steps=4, seed=5)
 
@@ -95,6 +97,15 @@ def test_a_prompt_longer_than_the_text_encoder_takes_is_said(engine: ImageEngine
     generated = engine.generate(ImageRequest(prompt="star " * 100, num_inference_steps=1))
     assert generated.facts.warnings == ("prompt is 102 tokens long and the text encoder takes 77: its end was not read",)
     assert engine.generate(HEART).facts.warnings == ()
+
+
+@pytest.mark.parametrize(("family", "limit"), [("sd1", 77), ("sdxl", 77), ("sd3", 256), ("flux", 512), ("pixart", 120)])
+def test_the_text_encoder_that_reads_the_most_counts(start: Engines, family: str, limit: int) -> None:
+    engine = start(small(family, **({"use_resolution_binning": False} if family == "pixart" else {})))
+    assert engine.capabilities.max_prompt_tokens == limit
+    for words, warnings in ((limit // 2 - 5, 0), (limit + 10, 1)):
+        asked = ImageRequest(prompt="a " * words, num_inference_steps=2, width=64, height=64)
+        assert len(engine.generate(asked).facts.warnings) == warnings
 
 
 @pytest.mark.parametrize("prompt", ["zebra quartz", "ein Herz ❤️", "قلب", "\0", "!!!", "<|endoftext|> star"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app.engine.joining import Joiner, run_joined, same_output
+from app.engine.joining import SharedMethod, run_joined, same_output
 
 
 class Denoiser(nn.Module):
@@ -20,7 +20,7 @@ class Denoiser(nn.Module):
 
 
 MODULE = Denoiser()
-JOINER = Joiner(MODULE)
+SHARED = SharedMethod(MODULE)
 
 
 def call(rows: int, timestep: object = 3, side: int = 4, **kwargs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -29,12 +29,12 @@ def call(rows: int, timestep: object = 3, side: int = 4, **kwargs: object) -> tu
 
 
 def signature(*arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> list[object]:
-    return [JOINER.describe(*one).signature for one in arguments]
+    return [SHARED.describe(*one).signature for one in arguments]
 
 
 def test_calls_that_differ_in_rows_timestep_and_values_are_joined_and_everybody_gets_their_own() -> None:
     calls = [call(2, torch.tensor(3)), call(1, torch.tensor(7.5)), call(2, 900)]
-    described = [JOINER.describe(*one) for one in calls]
+    described = [SHARED.describe(*one) for one in calls]
     assert len({one.signature for one in described}) == 1
     outputs = run_joined(MODULE, described)
     for ((sample, timestep), _), (output,) in zip(calls, outputs, strict=True):
@@ -43,7 +43,7 @@ def test_calls_that_differ_in_rows_timestep_and_values_are_joined_and_everybody_
 
 def test_tensors_in_dictionaries_are_joined_too() -> None:
     calls = [call(rows, extra={"text": torch.randn(rows, 5, 6)}) for rows in (1, 3)]
-    outputs = run_joined(MODULE, [JOINER.describe(*one) for one in calls])
+    outputs = run_joined(MODULE, [SHARED.describe(*one) for one in calls])
     for (args, kwargs), output in zip(calls, outputs, strict=True):
         assert same_output(output, MODULE(args[0], torch.full((len(args[0]),), 3.0), **kwargs))
 
@@ -65,7 +65,7 @@ def test_a_tensor_without_the_batch_axis_must_have_equal_values() -> None:
 
 
 def test_a_sample_that_is_a_list_cannot_be_joined() -> None:
-    assert JOINER.describe(([torch.zeros(2, 4, 4)], torch.tensor(3)), {}).signature is None
+    assert SHARED.describe(([torch.zeros(2, 4, 4)], torch.tensor(3)), {}).signature is None
 
 
 def test_outputs_are_the_same_up_to_rounding_only() -> None:

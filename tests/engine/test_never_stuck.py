@@ -1,17 +1,22 @@
-"""What would take an engine's places for good, and does not."""
+"""What would take an engine's places or memory for long, and does not."""
 
+import gc
+import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
+import torch
 
 from app.engine import batching, task
 from app.engine import engine as engine_module
 from app.engine.checkpoint import Checkpoint
-from app.schemas import EngineStopped, Progress
+from app.engine.device import Batch
+from app.schemas import EngineStopped, GenerationCancelled, Progress
 from tests.engine.families import small
-from tests.engine.together import DEADLINE_S, Engines, Held, assert_right, one_held_in_the_loop, request
+from tests.engine.together import DEADLINE_S, Engines, Held, assert_right, break_calls, one_held_in_the_loop, request
 
 
 def test_a_caller_that_is_interrupted_while_it_is_told_of_a_step_leaves_its_place(
@@ -29,6 +34,42 @@ def test_a_caller_that_is_interrupted_while_it_is_told_of_a_step_leaves_its_plac
     monkeypatch.undo()
     with ThreadPoolExecutor(1) as thread:
         assert_right(loaded, thread.submit(engine.generate, request(1)).result(DEADLINE_S))
+
+
+def test_the_place_of_a_cancelled_request_is_free_although_its_caller_is_still_busy_with_a_step(
+    loaded: Checkpoint, start: Engines, batches: list[Batch]
+) -> None:
+    engine, cancel, hold = start(loaded, max_batch_size=1), threading.Event(), Held(lambda progress: None)
+    with ThreadPoolExecutor(2) as threads:
+        gone = threads.submit(engine.generate, request(0), hold, cancel)
+        assert hold.begun.wait(DEADLINE_S)
+        cancel.set()
+        assert_right(loaded, threads.submit(engine.generate, request(1)).result(DEADLINE_S))
+        assert not gone.done()
+        hold.go_on.set()
+        assert isinstance(gone.exception(DEADLINE_S), GenerationCancelled)
+    assert sum(batch.rows for batch in batches) == (1 + 5) * 2
+
+
+def test_an_error_shows_where_it_came_from_and_holds_no_tensors(
+    loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = list[weakref.ref[torch.Tensor]]()
+
+    def broken(sample: torch.Tensor) -> None:
+        samples.append(weakref.ref(sample))
+        raise ZeroDivisionError
+
+    break_calls(monkeypatch, loaded, broken)
+    engine = start(loaded)
+    gc.disable()
+    try:
+        with pytest.raises(ZeroDivisionError) as raised:
+            engine.generate(request(0))
+        assert [sample() for sample in samples] == [None]
+        assert raised.traceback[-1].name == "broken"
+    finally:
+        gc.enable()
 
 
 def test_a_trial_picture_that_has_to_wait_for_others_is_no_sign_of_illness(

@@ -1,6 +1,7 @@
 """Which thread computes what, with how many CPU threads, and what is computed together beside the steps."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -16,6 +17,7 @@ from app.schemas import GenerationCancelled, Progress
 from tests.engine.together import (
     DEADLINE_S,
     Engines,
+    Held,
     assert_right,
     break_calls,
     lasting_three_steps,
@@ -117,6 +119,36 @@ def test_an_error_beside_a_loop_under_way_ends_that_request_alone(
 def test_pictures_that_end_together_are_decoded_together(loaded: Checkpoint, seen: Computed, start: Engines) -> None:
     for made in made_until(start(loaded), lambda: any(what == "decode" and rows > 1 for what, _, rows in seen)):
         assert_right(loaded, made)
+
+
+def test_decodings_that_wait_for_one_beside_the_loop_are_computed_together_once_nobody_is_in_it(
+    loaded: Checkpoint, seen: Computed, start: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "SHORT", 1e6)  # so that texts are never aside; of a decoding it is not known yet how long it takes
+    decode, hold = Held(loaded.pipe.vae.decode), Held(lambda progress: None)
+    monkeypatch.setattr(loaded.pipe.vae, "decode", decode)
+    engine, denoised, deadline = start(loaded), threading.Semaphore(0), time.monotonic() + DEADLINE_S
+    with ThreadPoolExecutor(4) as threads:
+        futures = [threads.submit(engine.generate, request(0), hold)]
+        assert hold.begun.wait(DEADLINE_S)
+        futures.append(threads.submit(engine.generate, request(1)))
+        assert decode.begun.wait(DEADLINE_S)
+        for number in (2, 3):
+            asked = request(number, num_inference_steps=1)
+            futures.append(threads.submit(engine.generate, asked, lambda progress: denoised.release()))
+        for _ in range(2):
+            assert denoised.acquire(timeout=DEADLINE_S)
+        hold.go_on.set()
+        while any(task.step_kind for task in engine._batcher._tasks):
+            assert time.monotonic() < deadline, "the loop never ended"
+            time.sleep(0.01)
+        decode.go_on.set()
+        made = [future.result(DEADLINE_S) for future in futures]
+    decoded = [(thread, rows) for what, thread, rows in seen if what == "decode"]
+    assert decoded[0] == ("aside_0", 1)
+    assert max(decoded[1:], key=lambda one: one[1]) in {("batching", 2), ("batching", 3)}
+    for one in made:
+        assert_right(loaded, one)
 
 
 def test_pictures_that_cannot_be_decoded_together_are_decoded_apart(
