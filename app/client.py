@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from pydantic import ValidationError
@@ -92,6 +93,11 @@ class ImagineClient:
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url must begin with http:// or https://, got {base_url!r}")
+        if not _has_host(base_url):
+            raise ValueError(f"base_url must have a host, and a number as its port if any, got {base_url!r}")
+        token = (token or "").strip()  # a file's last line ends too
+        if not (token.isascii() and token.isprintable()):
+            raise ValueError("token must be printable ASCII")
         self.base_url = base_url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         if timeout_s is not None:
@@ -128,13 +134,11 @@ class ImagineClient:
         Raises `RefusedRequest` if it is none, and `ImagineError`.
         """
         answer: requests.Response = self._retrying(threading.Event())(self._post_png, "/replay", data)
-        return Replay.model_validate_json(answer.content)
+        return Replay.model_validate_json(answer.content, extra="ignore")
 
     def _quietly(self, request: ImageRequest, cancel: threading.Event | None) -> GeneratedImage:
         if cancel is None:
             return self._whole(request)
-        if cancel.is_set():
-            raise GenerationCancelled
         return self._step_by_step(request, lambda progress: None, cancel, previews=False)
 
     def _whole(self, request: ImageRequest) -> GeneratedImage:
@@ -145,6 +149,8 @@ class ImagineClient:
     def _step_by_step(
         self, request: ImageRequest, on_progress: Callable[[Progress], None], cancel: threading.Event, previews: bool
     ) -> GeneratedImage:
+        if cancel.is_set():
+            raise GenerationCancelled
         with self.stream(request, previews=previews) as told:
             for progress in told:
                 if cancel.is_set():
@@ -194,7 +200,7 @@ class ImagineClient:
 
     def _generated(self, data: bytes, timings: dict[str, float] | None = None) -> GeneratedImage:
         try:
-            _, facts = png.decode(data)
+            _, facts = png.decode(data, unknown="ignore")
         except png.NotOurPNG as error:
             raise ServiceFailed(f"{self.base_url} answered with something else than a picture made here: {error}") from error
         return GeneratedImage(data, facts, timings or {})
@@ -216,14 +222,16 @@ class ImagineClient:
     def _get(
         self, path: str, query: dict[str, Any] | None = None, *, stream: bool = False, answer_within_s: float | None = None
     ) -> requests.Response:
-        return self._ask("GET", path, answer_within_s or self._answer_within_s, params=query, headers=self._headers, stream=stream)
+        return self._ask("GET", path, answer_within_s or self._answer_within_s, params=query, stream=stream)
 
     def _post_png(self, path: str, data: bytes) -> requests.Response:
-        return self._ask("POST", path, self._answer_within_s, data=data, headers=self._headers | {"Content-Type": "image/png"})
+        return self._ask("POST", path, self._answer_within_s, data=data, headers={"Content-Type": "image/png"})
 
     def _ask(self, method: str, path: str, answer_within_s: float, **options: Any) -> requests.Response:  # noqa: ANN401
         try:
-            answer = requests.request(method, self.base_url + path, timeout=(CONNECT_TIMEOUT_S, answer_within_s), **options)
+            answer = requests.request(
+                method, self.base_url + path, auth=self._authorized, timeout=(CONNECT_TIMEOUT_S, answer_within_s), **options
+            )
         except requests.Timeout as error:
             raise ServiceUnreachable(f"{self.base_url} did not answer in time") from error
         except requests.exceptions.SSLError as error:
@@ -235,6 +243,18 @@ class ImagineClient:
         if not answer.ok:
             raise _error(answer, _told_error(answer))
         return answer
+
+    def _authorized(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """In place of what a .netrc has for the host, which would overwrite the token."""
+        request.headers.update(self._headers)
+        return request
+
+
+def _has_host(base_url: str) -> bool:
+    try:
+        return urlsplit(base_url).hostname is not None and urlsplit(base_url).port != 0
+    except ValueError:
+        return False
 
 
 def _told_error(answer: requests.Response) -> ErrorAnswer:

@@ -6,6 +6,7 @@ Two text chunks tell how the picture was made: `parameters`, in the form that th
 
 from collections.abc import Sequence
 from io import BytesIO
+from typing import Literal
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
@@ -37,11 +38,11 @@ def encode(image: Image.Image, facts: Facts) -> bytes:
     return file.getvalue()
 
 
-def decode(png: bytes) -> tuple[Image.Image, Facts]:
-    """Raises `NotOurPNG`, whatever the bytes are."""
+def decode(png: bytes, *, unknown: Literal["forbid", "ignore"] = "forbid") -> tuple[Image.Image, Facts]:
+    """Raises `NotOurPNG`, whatever the bytes are. A newer service may tell facts that are `unknown` here."""
     try:
         image = opened(png, ("PNG",))
-        return image, Facts.model_validate_json(image.info[FACTS_CHUNK])
+        return image, Facts.model_validate_json(image.info[FACTS_CHUNK], extra=unknown)
     except Unreadable as error:
         raise NotOurPNG(str(error)) from error
     except KeyError as error:

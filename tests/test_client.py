@@ -129,14 +129,16 @@ def test_an_address_without_its_protocol_is_refused() -> None:
 
 
 @contextmanager
-def answering(raw: bytes) -> Iterator[str]:
-    """A server that gives the same bytes to whoever connects."""
+def answering(raw: bytes, heard: list[bytes] | None = None) -> Iterator[str]:
+    """A server that gives these bytes to the first who connects, and notes what it was asked in `heard`."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def answer() -> None:
         connection, _ = listener.accept()
         with connection:
-            connection.recv(65536)
+            asked = connection.recv(65536)
+            if heard is not None:
+                heard.append(asked)
             connection.sendall(raw)
 
     thread = threading.Thread(target=answer)

@@ -1,6 +1,7 @@
 """What is asked for: the fields of an `ImageRequest` as widgets, checked while they are typed."""
 
 import secrets
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from app.explorer.words import broken, problems
 from app.schemas import MAX_SEED, Capabilities, ErrorDetail, ImageRequest, RefusedRequest
 
 MOST_PICTURES = 16
+LAST_LETTERS_S = 0.3  # Enter is sent at once, the letters before it only when the kernel has answered for the letters before them
 ALL_SIDES = "width x height"  # what a rule about both is called
 
 
@@ -30,7 +32,7 @@ class RequestForm(widgets.VBox):
         self._setting = self._rolling = False
         limit = "" if capabilities.max_prompt_tokens is None else f", at most {capabilities.max_prompt_tokens} tokens are read"
         self.prompt = text("prompt", "Prompt", examples[0], f"What the picture shows{limit}; Enter generates", self.check)
-        self._submit = submit
+        self._submit, self._entered = submit, threading.Timer(0, submit)
         self.prompt.widget.on_msg(self._heard)
         self.negative_prompt = text("negative_prompt", "Negative prompt", "", "What the picture must not show", self.check)
         most = capabilities.max_num_inference_steps
@@ -129,7 +131,9 @@ class RequestForm(widgets.VBox):
     def _heard(self, widget: widgets.Widget, content: dict[str, Any], buffers: object) -> None:
         """Enter arrives as a message of its own, also if the text is the same as last time."""
         if content.get("event") == "submit":
-            self._submit()
+            self._entered.cancel()
+            self._entered = threading.Timer(LAST_LETTERS_S, self._submit)
+            self._entered.start()
 
     def _take_example(self, example: str) -> None:
         self.prompt.value = example

@@ -59,7 +59,8 @@ def sentence(error: Exception) -> str:
         if error.retry_after_s is None:
             return f"{said}."
         return f"{said}. Try again in {seconds(error.retry_after_s)}."
-    return f"The picture could not be made ({type(error).__name__}: {error}). Trying again may help; if not, load the model anew."
+    said = f"The picture could not be made ({type(error).__name__}: {error})"
+    return f"{said}. Trying again may help; if not, restart the kernel and load the model anew."
 
 
 def together(errors: Sequence[Exception], asked: int) -> str:

@@ -122,10 +122,11 @@ class Work:
                 return self._source.generate(picture.request, on_progress, self._cancel, previews=True)
             except SourceError as error:
                 picture.waits_for_room = True
-                if error.retry_after_s is None or not others:
+                if error.retry_after_s is None or not (others or self.stopping):
                     raise
-                self._cancel.wait(error.retry_after_s)
-                if not self.stopping and not any(other.is_under_way or other.generated for other in others):
+                if self._cancel.wait(error.retry_after_s):
+                    raise GenerationCancelled from error
+                if not any(other.is_under_way or other.generated for other in others):
                     raise  # they were refused as well
 
     def _watch(self) -> None:

@@ -3,19 +3,22 @@
 import threading
 from collections.abc import Callable
 
-import ipywidgets as widgets
 import pytest
 
 from app.engine.engine import ImageEngine
 from app.explorer import PromptExplorer
+from app.explorer.form import RequestForm
 from app.schemas import Capabilities, GeneratedImage, ImageRequest, Progress
 
 PATIENCE_S = 60.0
 
 
-def press_enter(widget: widgets.Text) -> None:
-    """What the front end sends when Enter is pressed in a text field."""
-    widget._handle_msg({"content": {"data": {"method": "custom", "content": {"event": "submit"}}}, "buffers": []})
+def press_enter(form: RequestForm, typed_late: str | None = None) -> None:
+    """What the front end sends when Enter is pressed in the prompt, maybe before the last of what was typed."""
+    form.prompt.widget._handle_msg({"content": {"data": {"method": "custom", "content": {"event": "submit"}}}, "buffers": []})
+    if typed_late is not None:
+        form.prompt.value = typed_late
+    form._entered.join(PATIENCE_S)
 
 
 def finished(panel: PromptExplorer) -> PromptExplorer:

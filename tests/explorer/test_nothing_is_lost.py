@@ -112,11 +112,16 @@ def test_what_a_source_has_no_room_for_because_of_others_is_given_up_together(en
 
 def test_what_a_source_has_no_room_for_is_given_up_on_a_stop(engine: ImageEngine) -> None:
     source = WithOnePlace(engine)
-    panel = quick(source, pictures=2)
+    panel = quick(source, pictures=3)
     source.hold()
     panel.generate()
     assert source.at_door.wait(PATIENCE_S)
     panel.stop()
+    waiting, deadline = panel._work, time.monotonic() + PATIENCE_S
+    assert waiting is not None
+    while sum(picture.error is not None for picture in waiting.pictures) < 2:  # without being asked for again
+        assert time.monotonic() < deadline, "they still wait"
+        time.sleep(0.01)
     source.door.set()
     assert panel.wait(PATIENCE_S)
     assert panel.images == []

@@ -63,8 +63,15 @@ def test_time_gone_and_time_left_are_told_while_it_runs(panel: PromptExplorer) -
 
 def test_enter_in_the_prompt_generates_also_the_same_prompt_again(panel: PromptExplorer) -> None:
     for number in (1, 2):
-        press_enter(panel.form.prompt.widget)
+        press_enter(panel.form)
         assert len(finished(panel).images) == number
+
+
+def test_letters_that_arrive_only_after_enter_are_in_the_picture(panel: PromptExplorer) -> None:
+    panel.form.prompt.value = "a blue st"
+    press_enter(panel.form, typed_late="a blue star")
+    (made,) = finished(panel).images
+    assert made.facts.request.prompt == "a blue star"
 
 
 def test_stop_ends_it_within_a_step_and_leaves_no_picture(panel: PromptExplorer, source: Watched) -> None:
@@ -160,7 +167,7 @@ def test_a_wrong_value_is_refused_where_it_is_typed(panel: PromptExplorer, field
     assert said in typed.problem
     assert panel.generate_button.disabled
     assert panel.problem == ""
-    press_enter(panel.form.prompt.widget)
+    press_enter(panel.form)
     assert not panel.running
     assert said in panel.problem
     typed.value = right

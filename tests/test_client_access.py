@@ -1,0 +1,50 @@
+"""How `ImagineClient` reaches a service: addresses, tokens, and services newer than itself."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL.PngImagePlugin import PngInfo
+
+from app import png
+from app.client import AccessDenied, ImagineClient
+from app.engine.engine import ImageEngine
+from tests.test_client import STAR, answering
+
+
+@pytest.mark.parametrize("address", ["http://", "http://127.0.0.1:80O0", "https://:8000", "http://127.0.0.1:80000"])
+def test_an_address_that_leads_nowhere_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="base_url must have a host"):
+        ImagineClient(address)
+
+
+@pytest.mark.parametrize("token", ["schlüssel", "two\nlines"])
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(ValueError, match=r"^token must be printable ASCII$"):
+        ImagineClient(token=token)
+
+
+def test_the_token_is_sent_without_the_end_of_its_line_and_in_place_of_what_a_netrc_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    heard: list[bytes] = []
+    with answering(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno", heard) as url, pytest.raises(AccessDenied):
+        ImagineClient(url, token="right\n").generate(STAR)
+    assert b"\r\nAuthorization: Bearer right\r\n" in heard[0]
+
+
+def test_what_a_newer_service_tells_of_a_picture_does_not_cost_the_picture(engine: ImageEngine) -> None:
+    made = engine.generate(STAR)
+    facts = json.loads(made.facts.model_dump_json())
+    facts["mood"] = facts["request"]["guidance_rescale"] = 0.5
+    info, file = PngInfo(), BytesIO()
+    info.add_itxt(png.FACTS_CHUNK, json.dumps(facts))
+    made.image.save(file, "PNG", pnginfo=info)
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(file.getvalue()) + file.getvalue()) as url:
+        assert ImagineClient(url).generate(STAR).facts == made.facts
+    with pytest.raises(png.NotOurPNG, match="guidance_rescale"):
+        png.decode(file.getvalue())
