@@ -66,19 +66,20 @@ def random_arrivals(args: argparse.Namespace, template_rate: float) -> dict[str,
 
 
 def measure(ways: Mapping[str, Opened], template: Opened, args: argparse.Namespace) -> dict[str, Any]:
-    """Each way is alone on the machine. In the closed loops they take turns in rounds, the plain pipeline among them, and medians count;
-    arrivals come once, and the ways take turns within each load. So a machine that drifts is as unfair to all.
+    """Each way is alone on the machine. In the closed loops they take turns in rounds, to and fro, the plain pipeline first, and medians
+    count; arrivals come once, and the ways take turns within each load. So a machine that drifts is as unfair to all.
     """
     with _warm(template, args) as way:
         answers, seconds = closed_loop(way, 8, list(numbered(16, args.size, args.steps)))
     template_rate = len(answers) / seconds
     loops, at_random = (_chosen(loads(args, template_rate), args) for loads in (closed_loops, random_arrivals))
-    plain: list[dict[str, float]] = []
+    in_turn, plain = list(ways.values()), list[dict[str, float]]()
     rounds: dict[tuple[str, str], list[Result]] = {}
     for _ in range(args.rounds if loops else 0):
         plain.append(limits(args))
         print(json.dumps(plain[-1]), flush=True)
-        for opened in ways.values():
+        in_turn.reverse()
+        for opened in in_turn:
             with _warm(opened, args) as way:
                 for load, run in loops.items():
                     rounds.setdefault((load, way.name), []).append(_measured(load, run, way, args))

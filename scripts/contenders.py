@@ -9,6 +9,7 @@ import io
 import mmap
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,10 @@ class OneAtATime(Plain):
 
     def __init__(self, rows_file: Path) -> None:
         super().__init__(rows_file)
-        self._one = asyncio.Lock()
+        self._one = ThreadPoolExecutor(1)
 
     async def generate(self, asked: dict[str, Any]) -> bytes:
-        async with self._one:
-            return (await asyncio.to_thread(self.make, [asked]))[0]
+        return (await asyncio.get_running_loop().run_in_executor(self._one, self.make, [asked]))[0]
 
 
 class Batched(Plain):

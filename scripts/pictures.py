@@ -16,11 +16,13 @@ import nbformat
 from PIL import Image
 from playwright.sync_api import Page
 
+from app.client import ImagineClient
 from app.engine import checkpoint
 from app.engine.engine import ImageEngine
 from app.explorer import chart, measure, side_by_side
 from app.explorer.examples import TINY
 from app.schemas import ImageRequest, Progress
+from scripts import serving
 from scripts.browser import REPOSITORY, headless, lab, run_all
 from scripts.readme import METADATA
 from scripts.tiny.samples import comparison
@@ -54,8 +56,10 @@ def denoising(engine: ImageEngine) -> Image.Image:
 
 
 def clients(engine: ImageEngine) -> Image.Image:
+    """Of the served app, as in the notebook."""
     file = BytesIO()
-    chart(measure(engine, HEART)).savefig(file, format="png", dpi=90)
+    with serving.cluster() as address, serving.served(address) as url:
+        chart(measure(ImagineClient(url), HEART)).savefig(file, format="png", dpi=90)
     return Image.open(file)
 
 

@@ -71,15 +71,22 @@ class Rollout:
 
     def back_to(self, name: str) -> Exit:
         """Stop the rollout that is going on, whoever began it."""
-        if (seen := self._look()) is not None and seen.state != GOING_BACK:
-            self._repeat(self._target.roll_back)
+        self._repeat(partial(self._stop, name))
         try:
             self._wait(lambda seen: seen.settled_on(name), lambda seen: None)
-        except Failed as trouble:
+        except (Failed, Refused) as trouble:
             self._tell.say(f"{name} is not back: {trouble}")
             return Exit.STUCK
         self._tell.say(f"{name} serves all requests again")
         return Exit.DONE
+
+    def _stop(self, name: str) -> None:
+        seen = self._look()
+        if seen is None or seen.state == GOING_BACK or seen.settled_on(name):
+            return  # the answer was lost, not the call
+        if seen.canary is None:
+            raise Refused(f"the rollout has ended meanwhile ({seen})")
+        self._target.roll_back()
 
     def _check_again(self, observed: Observed) -> Exit:
         if changed := plan.changed_settings(self._service, observed):

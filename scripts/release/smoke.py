@@ -7,7 +7,7 @@ is put again until the new one has answered it.
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -120,22 +120,28 @@ class _Asking:
         return self.of_the_version("/imagine", {**query, "version": self._version})
 
     def of_the_version(self, path: str, query: Mapping[str, Any], refused: tuple[int, ...] = ()) -> _Answered:
-        """Raises `Failed` if the new version answers with an error other than `refused`, or never answers."""
+        """The seconds count from its first refusal for want of room, if there was one: a caller waits for that too.
+
+        Raises `Failed` if it answers with an error other than `refused`, or never answers.
+        """
         deadline = time.monotonic() + self._limits.answer_s
         seen: set[str] = set()
+        first_refused: float | None = None
         while True:
             answered = self._ask(path, query)
             answer, late = answered.answer, time.monotonic() > deadline
             name = answer.headers.get(VERSION_HEADER)
             seen.add(name or f"an answer {answer.status_code} without a version")
             if answer.status_code == 503 and path != "/readyz" and not late:
+                if name == self._version and first_refused is None:
+                    first_refused = time.monotonic() - answered.seconds
                 time.sleep(_retry_after_s(answer))
             elif name is None:
                 raise Failed(f"{path} answered {_said(answer)}, without naming its version")
             elif name == self._version and not _is_made_by_another(answer):
                 if not answer.ok and answer.status_code not in refused:
                     raise Failed(f"{path} answered {_said(answer)}")
-                return answered
+                return answered if first_refused is None else replace(answered, seconds=time.monotonic() - first_refused)
             elif late:
                 raise Failed(f"{self._version} did not answer {path}; answers came from {', '.join(sorted(seen))}")
 

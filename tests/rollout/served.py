@@ -21,6 +21,7 @@ class Served:
         self.wrong_pictures: set[str] = set()
         self.cut_off: set[str] = set()
         self.slow: dict[str, float] = {}  # seconds an answer takes
+        self.full: dict[str, int] = {}  # how many pictures are refused once, for a second
         self.failing: dict[str, int] = {}  # status of /imagine
         self.made_by_old: dict[str, int] = {}  # how often an ingress meets only replicas of the version before
         self.not_ready: dict[str, int] = {}  # how often /readyz says no
@@ -42,6 +43,9 @@ class Served:
             self.not_ready[version] = left - 1
             return (503 if left > 0 else 200), JSON | named, json.dumps({"status": "ready"}).encode()
         time.sleep(self.slow.get(version, 0.0))
+        if self.full.get(version, 0) and len(self.answered) % 2:
+            self.full[version] -= 1
+            return 503, JSON | named | {"Retry-After": "1"}, b'{"error": "overloaded", "message": "the queue is full"}'
         if version in self.failing:
             return self.failing[version], JSON | named, b'{"error": "failed", "message": "the picture could not be made"}'
         made = picture("gray" if version in self.wrong_pictures else "yellow", thing=version != "blank")

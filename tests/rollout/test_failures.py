@@ -50,6 +50,14 @@ def test_a_version_that_fails_once_it_is_primary_is_replaced_by_the_one_before(
     assert "the limit is 0.01 s" in read(capsys)
 
 
+def test_being_refused_for_want_of_room_counts_as_waiting(
+    rollout: Rollout, running_old: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running_old.served.full["new"] = 3
+    assert rollout("--version", "new", "--p95-limit-s", "0.9") == Exit.TAKEN_BACK
+    assert "the limit is 0.9 s" in read(capsys)
+
+
 @pytest.mark.parametrize("status", [500, 422])
 def test_a_version_that_answers_with_errors_is_rolled_back(
     rollout: Rollout, running_old: StandIn, capsys: pytest.CaptureFixture[str], status: int
@@ -166,6 +174,33 @@ def test_a_lost_change_of_the_traffic_is_repeated_since_it_does_no_harm(rollout:
 def lose_the_second_apply(stand_in: StandIn) -> None:
     if len(stand_in.applied()) == 2 and not stand_in.troubles:
         stand_in.troubles.append(Trouble("PUT", APPLY, 0, after=True))
+
+
+def somebody_rolls_out(stand_in: StandIn) -> None:
+    assert stand_in.platform.primary is not None
+    stand_in.platform.apply(stand_in.platform.primary.applied | {"version": "theirs", "canary_percent": 30})
+
+
+def test_a_rollback_that_arrived_although_its_answer_was_lost_is_not_sent_again(
+    running_old: StandIn, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    somebody_rolls_out(running_old)
+    running_old.troubles.append(Trouble("POST", "/rollback$", 0, after=True))
+    assert main(["rollback", "--file", str(checkout / "service.yaml"), "--poll-s", "0.01"]) == Exit.DONE
+    assert running_old.changes() == ["roll back"]
+    assert "old serves all requests again" in read(capsys)
+
+
+def test_a_rollback_that_cannot_be_watched_is_not_said_to_have_changed_nothing(
+    running_old: StandIn, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    somebody_rolls_out(running_old)
+    refused = Trouble("GET", SERVICES, 401, times=9)
+    running_old.before_call = lambda call: running_old.troubles.extend([refused] if call.path.endswith("/rollback") else [])
+    assert main(["rollback", "--file", str(checkout / "service.yaml"), "--poll-s", "0.01"]) == Exit.STUCK
+    text = read(capsys)
+    assert "old is not back" in text
+    assert "Nothing was changed" not in text
 
 
 def test_a_lost_rollback_is_repeated(rollout: Rollout, running_old: StandIn) -> None:
