@@ -109,5 +109,5 @@ def plot(results: Sequence[Result], path: Path) -> None:
             axes.bar(places, [of(one) for one in results if one.way == way], width=1 / (len(ways) + 1), label=way)
         axes.set_xticks([place + 0.3 for place in range(len(names))], names, rotation=30, ha="right", fontsize=8)
         axes.set(title=title, yscale=scale)
-        axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(ways), fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
