@@ -25,8 +25,10 @@ class Load:
 
 
 def measure(source: ImageSource, request: ImageRequest, clients: Sequence[int] = (1, 2, 4, 8)) -> list[Load]:
-    """Ask as one, two, ... clients, each for the same picture from a seed of its own. One picture is made before, unmeasured."""
-    source.generate(request)
+    """Ask as one, two, ... clients, each for the same picture from a seed of its own. The most at once are asked for before, unmeasured:
+    some things are done only the first time.
+    """
+    _ask_at_once(source, request, max(clients))
     return [_ask_at_once(source, request, number) for number in clients]
 
 
