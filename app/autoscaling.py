@@ -4,7 +4,7 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-PICTURES = "pictures"  # what a replica tells of itself; see `counted`
+PICTURES = "pictures"  # under which a replica tells its `places_taken`
 PLACES_FOR_LARGE = 0.75  # of all
 GROWS_AT = 0.9  # of the places for large pictures
 
@@ -14,9 +14,9 @@ def places_for_large(places: int) -> int:
     return max(1, int(PLACES_FOR_LARGE * places))
 
 
-def counted(making: int, asked: int, places: int) -> int:
-    """What a replica with so many places tells: the pictures it is making, but all places if a job like the last one, of as many as
-    were `asked` for, might find no room. Such jobs wait in the ingress, where Serve does not count them.
+def places_taken(making: int, asked: int, places: int) -> int:
+    """By the pictures that a replica is making; all of them if a job like the last one, of as many as were `asked` for, might find no room.
+    Such jobs wait in the ingress, where Serve does not count them.
     """
     is_full = making > 0 and making + asked > places_for_large(places)
     return max(making, places) if is_full else making

@@ -252,7 +252,8 @@ class ImagineClient:
 
 def _has_host(base_url: str) -> bool:
     try:
-        return urlsplit(base_url).hostname is not None and urlsplit(base_url).port != 0
+        address = urlsplit(base_url)
+        return address.hostname is not None and address.port != 0
     except ValueError:
         return False
 

@@ -12,7 +12,7 @@ from ray import serve
 from ray._private.utils import get_num_cpus
 from ray.serve import Application, metrics
 
-from app.autoscaling import GROWS_AT, PICTURES, by_pictures, counted, places_for_large
+from app.autoscaling import GROWS_AT, PICTURES, by_pictures, places_for_large, places_taken
 from app.schemas import Capabilities, GeneratedImage, ImageRequest, Progress, Update
 from app.settings import Settings
 
@@ -76,7 +76,7 @@ class TextToImage:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve asks for it, and hands it to the policy."""
-        return {PICTURES: counted(self._making, self._asked, self._places)}
+        return {PICTURES: places_taken(self._making, self._asked, self._places)}
 
     async def denoiser_rows(self) -> int:
         """Rows that the denoiser has computed since the start. A cancelled request adds none after its current step."""

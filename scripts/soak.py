@@ -41,9 +41,9 @@ FIRST_PART = 4  # of so many, in which memory may still grow
 SECONDS_BETWEEN_SAMPLES = 5.0
 LEAVES, BAD = 0.2, 0.15  # shares of the requests
 FEW_CLIENTS = 8  # so many find room at any time
-FOR_WANT_OF_ROOM = {503, 504}
 ROUTES = {"GET", "POST", "stream", "replay", "edit", "OpenAI", "OpenAI stream"}
-DOCUMENTED = {200, 304, 400, 404, 406, 413, 415, 422, 503, 504}
+NO_ROOM = {503, 504}
+TO_GOOD_REQUESTS, TO_NONSENSE = {200, *NO_ROOM}, {304, 400, 404, 406, 413, 415, 422, *NO_ROOM}
 NONSENSE: tuple[dict[str, Any], ...] = (
     {"prompt": ""}, {"prompt": "a", "seed": "x"}, {"prompt": "a", "n": 0}, {"prompt": "a", "img_size": 63}, {}, {"prompt": "\0" * 3000},
 )  # fmt: skip
@@ -175,7 +175,7 @@ class Caller:
 
     def _check(self, route: str, number: int, status: int, data: bytes, bad: dict[str, Any] | None, expected: bytes | None = None) -> None:
         self._seen.answers[f"{route} {status}"] += 1
-        if status not in (DOCUMENTED - {200} if bad is not None else {200, *FOR_WANT_OF_ROOM}):
+        if status not in (TO_GOOD_REQUESTS if bad is None else TO_NONSENSE):
             self._seen.wrong.append(f"{route}: {status} for {subject(number) if bad is None else bad}")
         elif status == 200:
             self._seen.checked[route] += 1

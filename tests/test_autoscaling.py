@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from ray.serve.config import AutoscalingContext
 
-from app.autoscaling import by_pictures, counted, places_for_large
+from app.autoscaling import by_pictures, places_for_large, places_taken
 from app.deployment import text_to_image
 from app.settings import Settings
 
@@ -32,9 +32,9 @@ def test_a_replica_that_finds_no_room_for_another_job_counts_as_full_however_man
     for limit in (places, places_for_large(places)):  # of small pictures, and of large ones
         for asked in range(1, places + 1):
             making = max(limit // asked, 1) * asked
-            assert counted(making, asked, places) >= places, (limit, asked)
-    assert counted(1, 1, 8) == 1
-    assert counted(0, 8, 8) == 0
+            assert places_taken(making, asked, places) >= places, (limit, asked)
+    assert places_taken(1, 1, 8) == 1
+    assert places_taken(0, 8, 8) == 0
 
 
 def test_the_policy_counts_what_every_replica_tells() -> None:

@@ -32,7 +32,8 @@ class RequestForm(widgets.VBox):
         self._setting = self._rolling = False
         limit = "" if capabilities.max_prompt_tokens is None else f", at most {capabilities.max_prompt_tokens} tokens are read"
         self.prompt = text("prompt", "Prompt", examples[0], f"What the picture shows{limit}; Enter generates", self.check)
-        self._submit, self._entered = submit, threading.Timer(0, submit)
+        self._submit = submit
+        self._entered = threading.Timer(LAST_LETTERS_S, submit)  # one that runs only once Enter was pressed
         self.prompt.widget.on_msg(self._heard)
         self.negative_prompt = text("negative_prompt", "Negative prompt", "", "What the picture must not show", self.check)
         most = capabilities.max_num_inference_steps
