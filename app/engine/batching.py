@@ -135,8 +135,9 @@ class Batcher:
         for task in self._tasks:
             task.give_up_if_stopped()
         self._calls = [call for call in self._calls if not call.future.done()]
-        if self._call_aside is not None and self._call_aside.future.done():
+        if (aside := self._call_aside) is not None and (aside.future.done() or aside.needs_room):
             self._call_aside = None
+            self._calls += [] if aside.future.done() else [aside]
         with self._changed:
             for task in list(self._queue):
                 if reason := task.stop_reason():
@@ -165,11 +166,13 @@ class Batcher:
             self._changed.wait_for(self._has_news, SECONDS_BETWEEN_LOOKS if self._tasks or self._queue else None)
 
     def _has_news(self) -> bool:
-        aside_is_done = self._call_aside is not None and self._call_aside.future.done()
+        aside_is_done = (aside := self._call_aside) is not None and (aside.future.done() or aside.needs_room)
         return self._end is not None or self._has_room or aside_is_done or any(task.can_go_on for task in self._tasks)
 
     def _next_calls(self) -> list[Call]:
         """Those that the policy picks, if any is due. What is no step goes first."""
+        if in_need := [call for call in self._calls if call.needs_room]:
+            return self._pick({ALONE: in_need})
         others = [call for call in self._calls if not call.shared.is_denoiser]
         in_loop = {task for task in self._tasks if task.step_kind is not None} - {call.task for call in others}
         to_come = self._kinds_to_come()
@@ -206,7 +209,7 @@ class Batcher:
         return {kind: calls for kind, calls in kinds.items() if calls[0].shared.module is not at_work}
 
     def _pick(self, ready: dict[Hashable, list[Call]]) -> list[Call]:
-        picked = self._policy.pick(ready) if ready else []
+        picked = self._device.first_of(self._policy.pick(ready)) if ready else []
         self._calls = [call for call in self._calls if call not in picked]
         return picked
 
@@ -219,10 +222,13 @@ class Batcher:
         start = self._aside_since = time.monotonic()
         if call.task.stop_reason():
             call.future.cancel()
-        with torch.inference_mode():
-            settle(call.future, call.alone)
+        try:
+            with torch.inference_mode():
+                settle(call.future, functools.partial(call.shared.together, *call.args, **call.kwargs), but=(torch.OutOfMemoryError,))
+        except torch.OutOfMemoryError:
+            call.needs_room = True
         self._aside_since = None
-        if not call.future.cancelled() and call.future.exception() is None:
+        if call.future.done() and not call.future.cancelled() and call.future.exception() is None:
             self._device.seconds_each[call.kind] = (time.monotonic() - start) / self._cpu_threads  # or a little longer, between two steps
         self._wake()
 

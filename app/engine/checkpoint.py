@@ -84,6 +84,8 @@ def load(model: str, *, device: str = "cpu", dtype: str = "auto", revision: str 
             # What convolutions are fastest with; the type hints know it for tensors only.
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     recommended = call_parameters(pipe)
+    if getattr(recommended.get("guidance_scale"), "default", None) is None or not hasattr(pipe, "vae_scale_factor"):
+        raise CheckpointUnavailable(f"{type(pipe).__name__}, which {model!r} is for, has no guidance_scale or no autoencoder as others do")
     return Checkpoint(
         pipe=pipe.to(device),
         model=model,
@@ -214,13 +216,18 @@ def _digest(folder: Path) -> str:
 
 
 def _fits(kind: type[SchedulerMixin], pipe: DiffusionPipeline) -> bool:
-    """Some are compatible by name only: they need a library that is not here, other settings, or more than a step or two."""
+    """Some are compatible by name only: they need a library that is not here, other settings, or more than a step or two, step otherwise
+    than the model was trained for, or do not name the model's own in return, as EDM's, which counts its timesteps differently."""
     try:
         scheduler = kind.from_config(pipe.scheduler.config)
         scheduler.set_timesteps(1, **{"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {})
+        sample, timestep = torch.zeros(1, 4, 8, 8), scheduler.timesteps[0]
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(sample, timestep)
+        scheduler.step(sample, timestep, sample)
     except Exception:
         return False
-    return True
+    return type(pipe.scheduler) in scheduler.compatibles
 
 
 def _native_side(pipe: DiffusionPipeline) -> int:

@@ -36,7 +36,7 @@ class Call:
     kwargs: dict[str, Any]
     arguments: Arguments
     future: Future[Any] = field(default_factory=Future)
-    since: float = field(default_factory=time.monotonic)
+    needs_room: bool = False  # beside a step it ran out of memory
 
     @cached_property
     def kind(self) -> Hashable:
@@ -58,6 +58,10 @@ class Device:
         self.seconds_each: dict[Hashable, float] = {}  # by kind: of a call, when some were last computed
         self.step_seconds = 0.0  # of the last step
 
+    def first_of(self, calls: list[Call]) -> list[Call]:
+        """Two, if calls of their kind have never been joined: that is enough to see whether they can be, and soon over."""
+        return calls if calls and calls[0].kind in self._checked else calls[:2]
+
     def compute(self, calls: list[Call]) -> None:
         """Run the calls as one and give each its part. If that fails, try two halves: only a call that fails alone fails."""
         start = time.monotonic()
@@ -65,7 +69,9 @@ class Device:
         outputs: list[Any] = []
         joined = len(calls) > 1 and calls[0].kind in self._checked
         try:
-            outputs = self._joined(calls) if joined else self._apart(calls)
+            outputs = self._joined(calls) if joined else [call.alone() for call in calls]
+            if len(calls) > 1 and not joined:
+                self._check(calls, outputs)
         except Exception as error:
             failure = error
             traceback.clear_frames(error.__traceback__)  # which hold on to tensors that others need room for
@@ -78,7 +84,7 @@ class Device:
         else:
             half = len(calls) // 2
             if isinstance(failure, torch.OutOfMemoryError):
-                self._policy.lower_limit(calls[0].kind, half)
+                self._policy.lower_limit(calls[0].kind, half, for_good=False)
                 torch.cuda.empty_cache()
             self.compute(calls[:half])
             self.compute(calls[half:])
@@ -99,12 +105,6 @@ class Device:
     def _joined(self, calls: list[Call]) -> list[Any]:
         return run_joined(calls[0].shared.together, [call.arguments for call in calls])
 
-    def _apart(self, calls: list[Call]) -> list[Any]:
-        outputs = [call.alone() for call in calls]
-        if len(calls) > 1:
-            self._check(calls, outputs)
-        return outputs
-
     def _check(self, calls: list[Call], apart: list[Any]) -> None:
         """The first time calls of a kind meet they are run joined as well as apart. If that differs, this kind is never joined."""
         kind = calls[0].kind
@@ -113,7 +113,7 @@ class Device:
         try:
             same = all(map(same_output, self._joined(calls), apart))
         except torch.OutOfMemoryError:
-            self._policy.lower_limit(kind, len(calls) // 2)
+            self._policy.lower_limit(kind, len(calls) // 2, for_good=False)
             return
         except Exception as error:
             same = False

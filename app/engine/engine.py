@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 import torch
 from diffusers import DiffusionPipeline
@@ -63,8 +63,7 @@ class ImageEngine:
             logger.warning("%s %s, so its requests run one at a time", type(pipe).__name__, reason)
         self._batcher = Batcher(max_batch_size if reason is None else 1, cpu_threads or torch.get_num_threads(), on_batch)
         self._in_doubt = False  # since the last picture failed
-        self._undo = ExitStack()
-        self._undo.enter_context(shared(pipe, self._batcher))
+        self._shared = shared(pipe, self._batcher)
         self._preview = _preview_of(pipe)
 
     def generate(
@@ -112,7 +111,7 @@ class ImageEngine:
     def close(self) -> None:
         """Requests that run or wait fail with `EngineStopped`, and no thread is left."""
         self._batcher.close()
-        self._undo.close()
+        self._shared.close()
 
 
 @single_threaded()

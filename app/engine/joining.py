@@ -42,14 +42,16 @@ class SharedMethod:
         self._fingerprints: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        """The first argument is the sample (rows, ...). A timestep that is one number becomes one per row."""
+        """The first argument is the sample (rows, ...). A timestep that is one number becomes one per row, in single precision: schedulers
+        count in different ones."""
         named = dict(self._parameters.bind(self.module, *args, **kwargs).arguments)
         named.pop("self", None)
         named |= named.pop("kwargs", {})
         sample = next(iter(named.values()))
         rows = sample.shape[0] if isinstance(sample, Tensor) else 1
-        if isinstance(sample, Tensor) and "timestep" in named:
-            named["timestep"] = _per_row(named["timestep"], rows, sample.device)
+        timestep = named.get("timestep")
+        if isinstance(sample, Tensor) and timestep is not None and not getattr(timestep, "ndim", 0):
+            named["timestep"] = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(rows)
         leaves, tree = tree_flatten(named)
         batched = frozenset(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == rows)
         signature = None
@@ -90,12 +92,5 @@ def same_output(one: object, other: object) -> bool:
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    largest = other.nan_to_num().abs().max().clamp(min=1e-6).item()
+    largest = other.nan_to_num(posinf=0.0, neginf=0.0).abs().max().clamp(min=1e-6).item()
     return torch.allclose(one, other, rtol=0, atol=TOLERANCE.get(other.dtype, HALF_TOLERANCE) * largest, equal_nan=True)
-
-
-def _per_row(timestep: object, rows: int, device: torch.device) -> object:
-    """One number becomes (rows,), in single precision, so that schedulers that count differently agree."""
-    if isinstance(timestep, int | float) or (isinstance(timestep, Tensor) and timestep.ndim == 0):
-        return torch.as_tensor(timestep, dtype=torch.float32, device=device).expand(rows)
-    return timestep

@@ -1,23 +1,18 @@
 """Who shares the next call. Knows neither tensors nor threads, so it can be tried on a simulated clock."""
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 PICKS_PER_TRIAL = 32  # one of so many is of a batch size that was not the best
 SMOOTHING = 0.8  # how much of what is known of a batch size stays when it is measured again
 MOST_KINDS = 1000
 MUCH_LONGER = 2.0  # times one's own call: nobody waits for two such calls
+PICKS_UNTIL_MORE = 500  # after which it is seen whether there is memory for a larger batch again: others use it, too
 WORTH = 0.9  # of the highest throughput: a larger batch is taken if it reaches this, since it leaves fewer waiting
 
 
-class Waiting(Protocol):
-    @property
-    def since(self) -> float:
-        """When the call came, in seconds of any clock."""
-        ...
-
-
-Call = TypeVar("Call", bound=Waiting)
+Call = TypeVar("Call")
 
 
 class FairShare:
@@ -36,16 +31,16 @@ class FairShare:
         self._passed: set[Hashable] = set()  # the kinds not picked
 
     def pick(self, ready: Mapping[Hashable, Sequence[Call]]) -> list[Call]:
-        """The calls that go next. `ready` holds those that wait, by signature, and is not empty."""
+        """The calls that go next. `ready` holds those that wait by signature, the oldest and its kind first, and is not empty."""
         ahead = {kind: seconds for kind, seconds in self._seconds.items() if seconds > self._now}
         self._seconds = dict.fromkeys(ready, self._now) | ahead
         known = {kind: self._known(kind) for kind in ready}
         due = [kind for kind in ready if known[kind].passed_by > MUCH_LONGER * known[kind].seconds]
-        kind = min(due or ready, key=lambda kind: (self._seconds[kind], min(call.since for call in ready[kind])))
+        kind = min(due or ready, key=self._seconds.__getitem__)
         self._now = self._seconds[kind] = min(self._seconds[kind] for kind in ready)
         self._sharing, self._passed = len(ready[kind]), set(ready) - {kind}
         known[kind].passed_by = 0.0
-        return sorted(ready[kind], key=lambda call: call.since)[: known[kind].next(len(ready[kind]))]
+        return list(ready[kind][: known[kind].next(len(ready[kind]))])
 
     def took(self, kind: Hashable, seconds: float, *, joined: int | None = None) -> None:
         """Calls of this kind were on the device for so long. With `joined`, that many as one: something to learn from."""
@@ -56,10 +51,11 @@ class FairShare:
         if joined is not None:
             self._known(kind).took(joined, seconds)
 
-    def lower_limit(self, kind: Hashable, calls: int) -> None:
-        """Never more than `calls` of this kind at once from now on: more did not fit, or could not be joined."""
+    def lower_limit(self, kind: Hashable, calls: int, *, for_good: bool = True) -> None:
+        """Not more than `calls` of this kind at once from now on: they cannot be joined or, not `for_good`, did not fit into memory."""
         known = self._known(kind)
         known.limit = max(1, min(calls, known.limit))
+        known.picks_until_more = math.inf if for_good else PICKS_UNTIL_MORE
 
     def _known(self, kind: Hashable) -> "Known":
         if len(self._kinds) > MOST_KINDS:
@@ -72,7 +68,8 @@ class Known:
     """What calls of one kind have shown: their seconds, and how many to join for the highest throughput, tried anew now and then."""
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
+        self.limit = self._largest = limit
+        self.picks_until_more = math.inf
         self.seconds = 0.0  # of the last call
         self.passed_by = 0.0  # the seconds of the longest call that went before one that waited
         self._rates: dict[int, float] = {}  # calls in one -> calls a second
@@ -80,6 +77,9 @@ class Known:
 
     def next(self, waiting: int) -> int:
         """How many of `waiting` calls to take; all of them where that has never been tried."""
+        self.picks_until_more -= 1
+        if self.picks_until_more <= 0:
+            self.limit, self.picks_until_more = min(2 * self.limit, self._largest), PICKS_UNTIL_MORE
         most = min(waiting, self.limit)
         if most not in self._rates:
             return most

@@ -80,6 +80,8 @@ class Run:
         fields: dict[str, Any] = request.model_dump(exclude={"seed", "scheduler"})
         if isinstance(request, EditRequest):
             fields["image"] = request.source
+        if not request.negative_prompt and self.checkpoint.pipe.config.get("force_zeros_for_empty_prompt"):
+            del fields["negative_prompt"]  # zeros stand for none given, and not for an empty one
         arguments = {name: value for name, value in fields.items() if name in parameters} | dict(self.checkpoint.arguments)
         # A generator on the CPU gives the same starting noise on every device.
         arguments["generator"] = torch.Generator("cpu").manual_seed(request.seed or 0)

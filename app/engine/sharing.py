@@ -1,8 +1,8 @@
 """Which calls of a pipeline go through the batcher: those of its denoiser, its text encoders and its autoencoder."""
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,49 +16,38 @@ from app.engine.checkpoint import denoiser_of
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
-@contextmanager
-def shared(pipe: DiffusionPipeline, batcher: Batcher) -> Iterator[None]:
-    """Inside, whoever calls the pipeline in a task of `batcher` shares these calls with others."""
+def shared(pipe: DiffusionPipeline, batcher: Batcher) -> ExitStack:
+    """Until it is closed, whoever calls the pipeline in a task of `batcher` shares these calls with others."""
     with ExitStack() as undo:
         if (denoiser := denoiser_of(pipe)) is not None:
-            undo.enter_context(_replaced(denoiser, forward=batcher.share(denoiser, "forward", is_denoiser=True)))
+            _replace(undo, denoiser, forward=batcher.share(denoiser, "forward", is_denoiser=True))
         for name, part in pipe.components.items():
             if name.startswith("text_encoder") and isinstance(part, nn.Module):
-                undo.enter_context(_replaced(part, forward=batcher.share(part, "forward")))
+                _replace(undo, part, forward=batcher.share(part, "forward"))
         if isinstance(getattr(pipe, "vae", None), nn.Module):
             vae: Any = pipe.vae
             if hasattr(pipe, "upcast_vae") and vae.config.force_upcast and vae.dtype in HALF_PRECISION:
-                undo.enter_context(_in_single_precision(vae))
+                _cast_up(undo, vae)
             decode = batcher.share(vae, "decode", alone=_in_tiles_if_out_of_memory(vae))
-            undo.enter_context(_replaced(vae, decode=decode, encode=batcher.share(vae, "encode")))
-        yield
+            _replace(undo, vae, decode=decode, encode=batcher.share(vae, "encode"))
+        return undo.pop_all()
 
 
-@contextmanager
-def _replaced(module: nn.Module, **methods: Callable[..., Any]) -> Iterator[None]:
+def _replace(undo: ExitStack, module: nn.Module, **methods: Callable[..., Any]) -> None:
     own = vars(module)
-    before = {name: own[name] for name in methods if name in own}
+    undo.callback(own.update, {name: own[name] for name in methods if name in own})
+    for name in methods:
+        undo.callback(own.pop, name, None)
     own.update(methods)
-    try:
-        yield
-    finally:
-        for name in methods:
-            own.pop(name, None)
-        own.update(before)
 
 
-@contextmanager
-def _in_single_precision(vae: Any) -> Iterator[None]:  # noqa: ANN401
+def _cast_up(undo: ExitStack, vae: Any) -> None:  # noqa: ANN401
     """Pipelines that cast it up for a call, and back down after it, find it up already: nobody else's call would fit between the two."""
-    dtype = vae.dtype
+    undo.callback(vae.to, vae.dtype)
+    undo.callback(vae.register_to_config, force_upcast=True)
     vae.to(torch.float32)
     vae.register_to_config(force_upcast=False)
-    try:
-        with _replaced(vae, decode=_of_single_precision(vae.decode), encode=_of_single_precision(vae.encode)):
-            yield
-    finally:
-        vae.register_to_config(force_upcast=True)
-        vae.to(dtype)
+    _replace(undo, vae, decode=_of_single_precision(vae.decode), encode=_of_single_precision(vae.encode))
 
 
 def _of_single_precision(method: Callable[..., Any]) -> Callable[..., Any]:

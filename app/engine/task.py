@@ -98,12 +98,14 @@ class Task:
         self._to_tell.put(None)
 
 
-def settle(future: Future[Any], function: Callable[[], Any]) -> None:
-    """Call `function`, unless `future` was cancelled before; it gets what that returns or raises."""
+def settle(future: Future[Any], function: Callable[[], Any], but: tuple[type[Exception], ...] = ()) -> None:
+    """Call `function`, unless `future` was cancelled before; it gets what that returns or raises, `but` for these errors."""
     if not future.set_running_or_notify_cancel():
         return
     try:
         result = function()
+    except but:
+        raise
     except BaseException as error:
         del function  # which holds tensors
         future.set_exception(error)

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoPipelineForText2Image, StableDiffusionPipeline
+from diffusers import AutoPipelineForText2Image, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers.configuration_utils import FrozenDict
 
 from app.engine import checkpoint
 from app.engine.checkpoint import CheckpointUnavailable
@@ -47,6 +48,40 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence_that_names_the_bundled_mod
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointUnavailable, match=str(tmp_path)):
         checkpoint.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("missing", ["guidance_scale", "vae_scale_factor"])
+def test_a_pipeline_unlike_the_others_is_refused_with_its_name(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    class Unlike(StableDiffusionPipeline):  # type: ignore[misc]
+        def __call__(self, prompt: str, num_inference_steps: int = 50, **more: float) -> None: ...
+
+    pipe = StableDiffusionPipeline.from_pretrained(TINY)
+    if missing == "guidance_scale":
+        pipe.__class__ = Unlike
+    else:
+        del pipe.vae_scale_factor
+    monkeypatch.setattr(AutoPipelineForText2Image, "from_pretrained", lambda *args, **options: pipe)
+    with pytest.raises(CheckpointUnavailable, match=f"{type(pipe).__name__}.*'tiny'"):
+        checkpoint.load("tiny")
+
+
+def test_schedulers_that_count_their_timesteps_otherwise_are_not_offered() -> None:
+    """Checkpoints of the hub do not name all settings that schedulers know today."""
+    loaded = checkpoint.load("tiny")
+    named = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1, "skip_prk_steps": True}
+    loaded.pipe.scheduler = PNDMScheduler.from_config(named)
+    loaded.pipe.scheduler._internal_dict = FrozenDict(named)
+    offered = checkpoint.capabilities_of(loaded, None, "test").schedulers
+    assert "EDMEulerScheduler" not in offered
+    assert {"PNDMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler"} <= set(offered)
+
+
+def test_schedulers_that_cannot_predict_what_the_model_does_are_not_offered() -> None:
+    loaded = checkpoint.load("tiny")
+    loaded.pipe.scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    offered = checkpoint.capabilities_of(loaded, None, "test").schedulers
+    assert "UniPCMultistepScheduler" in offered
+    assert "EulerDiscreteScheduler" not in offered
 
 
 @pytest.fixture(scope="module")

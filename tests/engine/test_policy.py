@@ -1,33 +1,33 @@
 """Who shares the next call, on a simulated clock."""
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from random import Random
 
 import pytest
 
-from app.engine.policy import FairShare
+from app.engine.policy import PICKS_UNTIL_MORE, FairShare
 
 
 @dataclass(frozen=True)
 class Waiting:
     name: str
-    since: float
 
 
 def waiting(*names: str) -> list[Waiting]:
-    return [Waiting(name, since=number) for number, name in enumerate(names)]
+    return [Waiting(name) for name in names]
 
 
 def test_the_oldest_go_first_up_to_the_largest_batch() -> None:
     calls = waiting("a", "b", "c", "d")
-    assert [call.name for call in FairShare(3).pick({"kind": calls[::-1]})] == ["a", "b", "c"]
+    assert [call.name for call in FairShare(3).pick({"kind": calls})] == ["a", "b", "c"]
 
 
 def test_kinds_get_the_same_share_of_seconds_however_long_their_calls_are() -> None:
     policy, seconds, cost = FairShare(8), {"small": 0.0, "large": 0.0}, {"small": 1.0, "large": 10.0}
     for _ in range(1100):
-        (call,) = policy.pick({kind: [Waiting(kind, 0)] for kind in cost})
+        (call,) = policy.pick({kind: [Waiting(kind)] for kind in cost})
         policy.took(call.name, cost[call.name])
         seconds[call.name] += cost[call.name]
     assert abs(seconds["small"] - seconds["large"]) <= cost["large"]
@@ -46,7 +46,7 @@ def test_every_call_gets_the_same_share_of_seconds_whether_it_is_one_of_many_of_
 def test_a_small_call_waits_for_at_most_one_large_one(large: int) -> None:
     policy, order = FairShare(8), []
     for _ in range(50):
-        name = policy.pick({"small": [Waiting("small", 1)], "large": [Waiting("large", 0)] * large})[0].name
+        name = policy.pick({"large": [Waiting("large")] * large, "small": [Waiting("small")]})[0].name
         policy.took(name, 4.0 if name == "large" else 1.0)
         order.append(name)
     assert "large large" not in " ".join(order)
@@ -85,6 +85,18 @@ def test_a_lowered_limit_holds_for_its_kind_only_and_never_reaches_zero() -> Non
     assert len(policy.pick({"other": waiting("a", "b")})) == 2
 
 
+def test_a_limit_for_want_of_memory_is_tried_again_now_and_then_and_any_other_stays() -> None:
+    policy, sizes = FairShare(8), list[int]()
+    policy.lower_limit("full", 2, for_good=False)
+    policy.lower_limit("wrong", 1)
+    for _ in range(3 * PICKS_UNTIL_MORE - 1):
+        assert len(policy.pick({"wrong": waiting(*"abcdefgh")})) == 1
+        sizes.append(len(policy.pick({"full": waiting(*"abcdefgh")})))
+        if sizes[-1] == 4 and sizes.count(4) == 1:  # it does not fit yet
+            policy.lower_limit("full", 2, for_good=False)
+    assert [size for size, _ in itertools.groupby(sizes)] == [2, 4, 2, 4]
+
+
 class Device:
     """Up to `best` calls take one second together, every further one another second."""
 
@@ -99,7 +111,7 @@ def picks(policy: FairShare, device: Device, waiting_calls: int, count: int) -> 
     """How often each batch size was picked while so many calls always waited."""
     sizes: Counter[int] = Counter()
     for _ in range(count):
-        picked = policy.pick({"kind": [Waiting("call", number) for number in range(waiting_calls)]})
+        picked = policy.pick({"kind": waiting(*["call"] * waiting_calls)})
         policy.took("kind", device.seconds(len(picked)), joined=len(picked))
         sizes[len(picked)] += 1
     return sizes

@@ -37,7 +37,8 @@ def alone(checkpoint: Checkpoint, asked: ImageRequest) -> NDArray[np.int_]:
     own = pipe.scheduler
     pipe.scheduler = (getattr(diffusers, asked.scheduler) if asked.scheduler else type(own)).from_config(own.config)
     try:
-        fields = {name: value for name, value in asked.model_dump(exclude={"seed", "scheduler"}).items() if name in call_parameters(pipe)}
+        left_out = {"seed", "scheduler"} | ({"negative_prompt"} if not asked.negative_prompt else set())
+        fields = {name: value for name, value in asked.model_dump(exclude=left_out).items() if name in call_parameters(pipe)}
         generator = torch.Generator().manual_seed(asked.seed or 0)
         with torch.inference_mode():
             return pixels(pipe(**fields, **checkpoint.arguments, generator=generator).images[0])
