@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import requests
 from pydantic import ValidationError
 from sseclient import SSEClient
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt
+from tenacity import RetryCallState, Retrying, retry_if_exception, sleep_using_event, stop_after_attempt
 from urllib3.exceptions import InvalidHeader, MaxRetryError
 from urllib3.util import Retry
 
@@ -65,7 +65,7 @@ class ServiceUnreachable(ImagineError):
 class ServiceBusy(ImagineError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
-        self.retry_after_s: float | None = retry_after_s
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineMissed(ImagineError):
@@ -83,8 +83,8 @@ class ServiceFailed(ImagineError):
 class ImagineClient:
     """An `ImageSource`: makes images with the app served at `base_url`. One client serves many threads.
 
-    A busy service is asked again up to `retries` times, each after the seconds it names itself. Whoever watches the steps gets
-    `ServiceBusy` at once, to show the wait instead of sitting through it.
+    A busy service is asked again up to `retries` times, each after the seconds it names itself, if those are within `timeout_s`. Whoever
+    watches the steps gets `ServiceBusy` at once, to show the wait instead of sitting through it.
     `timeout_s` is the longest that the service may take, waiting included; it refuses at once what it could not make in that time.
     """
 
@@ -102,7 +102,7 @@ class ImagineClient:
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         if timeout_s is not None:
             self._headers["X-Request-Timeout-Seconds"] = str(timeout_s)
-        self._retries = retries
+        self._retries, self._timeout_s = retries, timeout_s
         self._answer_within_s = (ANSWER_TIMEOUT_S if timeout_s is None else timeout_s) + SPARE_S
 
     @cached_property
@@ -161,9 +161,12 @@ class ImagineClient:
                     on_progress(progress)
         raise ServiceUnreachable(f"{self.base_url} closed the connection before the picture was ready; the same request can be sent again")
 
+    def _is_worth_waiting(self, error: BaseException) -> bool:
+        return isinstance(error, ServiceBusy) and (self._timeout_s is None or (error.retry_after_s or SOON_S) <= self._timeout_s)
+
     def _retrying(self, cancel: threading.Event) -> Retrying:
         return Retrying(
-            retry=retry_if_exception_type(ServiceBusy),
+            retry=retry_if_exception(self._is_worth_waiting),
             wait=_as_told,
             stop=stop_after_attempt(self._retries + 1),
             sleep=sleep_using_event(cancel),
@@ -232,6 +235,8 @@ class ImagineClient:
             answer = requests.request(
                 method, self.base_url + path, auth=self._authorized, timeout=(CONNECT_TIMEOUT_S, answer_within_s), **options
             )
+            if not answer.ok:
+                raise _error(answer, _told_error(answer))
         except requests.Timeout as error:
             raise ServiceUnreachable(f"{self.base_url} did not answer in time") from error
         except requests.exceptions.SSLError as error:
@@ -240,8 +245,6 @@ class ImagineClient:
             if error.args and isinstance(error.args[0], MaxRetryError):
                 raise ServiceUnreachable(f"nothing answers at {self.base_url}; start it with `serve run app:entrypoint`") from error
             raise ServiceUnreachable(f"the connection to {self.base_url} was lost; the same request can be sent again") from error
-        if not answer.ok:
-            raise _error(answer, _told_error(answer))
         return answer
 
     def _authorized(self, request: requests.PreparedRequest) -> requests.PreparedRequest:

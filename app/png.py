@@ -57,6 +57,7 @@ def opened(data: bytes, formats: Sequence[str]) -> Image.Image:
         image = Image.open(BytesIO(data), formats=list(formats))
         if image.width * image.height > MOST_PIXELS:
             raise Image.DecompressionBombError
+        has_more_bits = any(";16" in str(tile.args) for tile in image.tile)  # of which Pillow drops some, or takes all for white
         image.load()
     except UnidentifiedImageError as error:
         raise Unreadable(f"these bytes are no image in {' or '.join(formats)} format") from error
@@ -64,6 +65,10 @@ def opened(data: bytes, formats: Sequence[str]) -> Image.Image:
         raise Unreadable(f"the image is larger than {MOST_PIXELS} pixels") from error
     except Exception as error:  # Pillow trips over damage in many ways, IndexError among them
         raise Unreadable("the image is cut off or damaged") from error
+    if has_more_bits:
+        raise Unreadable("it has 16 bits a channel; save it with 8")
+    if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
+        raise Unreadable("it is an animation; give one picture")
     return image
 
 

@@ -13,6 +13,7 @@ from app.schemas import MAX_STEPS
 PREFIX = "IMAGINE_"
 SHORT_NAMES = ("auto", "tiny", "sd2")
 SHORTEST_TOKEN = 16  # characters
+UNNAMED_VERSION = "dev"  # of which there may be many, so nothing that it made may be kept for ever
 
 
 def _as_secrets(tokens: object) -> object:
@@ -82,10 +83,10 @@ class Settings(BaseSettings):
     ] = None
     graceful_shutdown_timeout_s: Annotated[
         float, Field(ge=0, le=3600, description="How long a replica may finish its pictures when it is replaced")
-    ] = 120.0
+    ] = 600.0
     version: Annotated[
         str, Field(pattern=r"^[A-Za-z0-9_.+-]{1,64}$", description="What this deployment calls itself in the `X-Imagine-Version` header")
-    ] = "dev"
+    ] = UNNAMED_VERSION
 
     @field_validator("model")
     @classmethod

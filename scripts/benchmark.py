@@ -6,8 +6,8 @@ practical limit), and the engine with as many callers at once.
     python -m scripts.benchmark --requests 1 8 --rounds 3 --out results
     python -m scripts.benchmark --served                                    # over HTTP instead: see scripts/benchmark_serving.py
 
-The ways take turns, round by round, and medians are told: ratios hold on a machine whose speed drifts. Writes benchmark.json and
-benchmark.png into --out.
+The ways take turns, round by round, and are compared within each round: the medians of those ratios hold on a machine whose speed drifts.
+Writes benchmark.json, with every round, and benchmark.png into --out.
 """
 
 import argparse
@@ -30,26 +30,27 @@ from app.schemas import ImageRequest
 from scripts.machine import about_machine
 from scripts.ways import ENGINE, LOOP, WHOLE, Way
 
+MORE_ROUNDS = 4  # times as many, at most, where fewer requests make a round shorter
 PROMPTS = ("a red heart on a yellow background", "a small blue star", "a green tree under a white cloud", "a purple fish")
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Seconds are medians over the rounds, for all requests together."""
+    """By way, the seconds of each round for all requests together."""
 
     load: str
     requests: int
-    seconds: dict[str, float]
+    seconds: dict[str, list[float]]
     most_shared: int
 
-    @property
-    def of_whole(self) -> float | None:
-        """The engine's throughput as a share of the whole batch's."""
-        return self.seconds[WHOLE] / self.seconds[ENGINE] if WHOLE in self.seconds else None
+    def median(self, way: str) -> float | None:
+        return statistics.median(self.seconds[way]) if way in self.seconds else None
 
-    @property
-    def over_loop(self) -> float:
-        return self.seconds[LOOP] / self.seconds[ENGINE]
+    def engine_over(self, way: str) -> float | None:
+        """The engine's throughput by that of `way`: the median over the rounds."""
+        if way not in self.seconds:
+            return None
+        return statistics.median(other / own for other, own in zip(self.seconds[way], self.seconds[ENGINE], strict=True))
 
 
 def equal_load(count: int, size: int, steps: int) -> list[ImageRequest]:
@@ -84,7 +85,7 @@ def measure(ways: Mapping[str, Way], load: str, asked: Sequence[ImageRequest], r
             seconds[name].append(taken.seconds)
             if name == ENGINE:
                 most_shared = max(most_shared, taken.most_shared)
-    return Result(load, len(asked), {name: statistics.median(times) for name, times in seconds.items()}, most_shared)
+    return Result(load, len(asked), seconds, most_shared)
 
 
 def table(results: Sequence[Result]) -> str:
@@ -93,12 +94,9 @@ def table(results: Sequence[Result]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for one in results:
-        whole = f"{one.seconds[WHOLE]:.2f}" if WHOLE in one.seconds else "–"
-        share = f"{one.of_whole:.2f}" if one.of_whole is not None else "–"
-        lines.append(
-            f"| {one.load} | {one.requests} | {one.seconds[LOOP]:.2f} | {whole} | {one.seconds[ENGINE]:.2f} | {share} "
-            f"| {one.over_loop:.2f} | {one.most_shared} |"
-        )
+        told = (one.median(LOOP), one.median(WHOLE), one.median(ENGINE), one.engine_over(WHOLE), one.engine_over(LOOP))
+        numbers = " | ".join("–" if number is None else f"{number:.2f}" for number in told)
+        lines.append(f"| {one.load} | {one.requests} | {numbers} | {one.most_shared} |")
     return "\n".join(lines)
 
 
@@ -109,7 +107,7 @@ def plot(results: Sequence[Result], path: Path, title: str) -> None:
     for axes, load in zip(figure.subplots(1, 2, sharey=True), ("equal", "mixed"), strict=True):
         chosen = [one for one in results if one.load == load]
         for way in (LOOP, WHOLE, ENGINE):
-            points = [(one.requests, one.requests / one.seconds[way]) for one in chosen if way in one.seconds]
+            points = [(one.requests, one.requests / median) for one in chosen if (median := one.median(way))]
             if points:
                 axes.plot(*zip(*points, strict=True), marker="o", label=way)
         axes.set(title=f"{load} requests", xlabel="requests at once", ylabel="pictures a second", ylim=(0, None))
@@ -140,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=128, help="pixels a side (default 128)")
     parser.add_argument("--steps", type=int, default=20, help="default 20")
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="how many at once (default 1 2 4 8 16)")
-    parser.add_argument("--rounds", type=int, default=5, help="default 5")
+    parser.add_argument("--rounds", type=int, default=5, help=f"default 5; up to {MORE_ROUNDS} times as many where fewer are at once")
     parser.add_argument("--out", type=Path, default=Path(".benchmark"), help="default .benchmark")
     args = parser.parse_args(argv)
 
@@ -156,7 +154,8 @@ def main(argv: list[str] | None = None) -> int:
         ways = {
             name: stack.enter_context(closing(Way(name, args.model, args.device, max(args.requests)))) for name in (LOOP, WHOLE, ENGINE)
         }
-        results = [measure(ways, load, asked, args.rounds) for load, asked in tqdm(cases)]
+        rounds = {count: args.rounds * min(MORE_ROUNDS, max(args.requests) // count) for count in args.requests}
+        results = [measure(ways, load, asked, rounds[len(asked)]) for load, asked in tqdm(cases)]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "benchmark.json").write_text(json.dumps({**about, "results": [asdict(one) for one in results]}, indent=1))
     plot(results, args.out / "benchmark.png", f"{args.model}, {args.size} x {args.size}, {args.steps} steps, {about['device']}")

@@ -11,7 +11,7 @@ import uvicorn
 from PIL import Image
 from ray.exceptions import ActorDiedError
 
-from app.client import PHASE, AccessDenied, DeadlineMissed, ImagineClient, ServiceBusy, ServiceFailed, ServiceUnreachable
+from app.client import AccessDenied, DeadlineMissed, ImagineClient, ServiceBusy, ServiceFailed, ServiceUnreachable
 from app.engine.engine import ImageEngine
 from app.routes.admission import Overloaded
 from app.routes.backend import Job
@@ -49,8 +49,9 @@ class EngineBackend:
 
 
 @contextmanager
-def serving(backend: EngineBackend) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(build_api(backend, Settings(version="test")), port=0, log_level="error"))
+def serving(backend: EngineBackend, settings: Settings | None = None) -> Iterator[str]:
+    api = build_api(backend, settings or Settings(version="test"))
+    server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="error"))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -69,9 +70,11 @@ def test_a_picture_comes_with_the_facts_it_was_made_by(engine: ImageEngine) -> N
     assert steps == [Progress(1, 2), Progress(2, 2)]
 
 
-def test_what_a_proxy_adds_to_the_phases_is_no_trouble() -> None:
-    told = 'queue;dur=1.5, png;dur=2, cfEdge;dur=4,cfOrigin;dur=0, cdn-cache;desc="hit", x;desc="y";dur=1'
-    assert PHASE.findall(told) == [("queue", "1.5"), ("png", "2"), ("cfEdge", "4"), ("cfOrigin", "0")]
+def test_what_a_proxy_adds_to_the_phases_is_no_trouble(engine: ImageEngine) -> None:
+    png = engine.generate(STAR).png
+    told = b'queue;dur=1500, png;dur=2.5, cfEdge;dur=4,cfOrigin;dur=0, cdn-cache;desc="hit", x;desc="y";dur=1'
+    with answering(b"HTTP/1.1 200 OK\r\nServer-Timing: %s\r\nContent-Length: %d\r\n\r\n%s" % (told, len(png), png)) as url:
+        assert ImagineClient(url).generate(STAR).timings == {"queue": 1.5, "png": 0.0025, "cfEdge": 0.004, "cfOrigin": 0.0}
 
 
 def test_previews_come_with_the_steps_if_asked_for(engine: ImageEngine) -> None:
@@ -160,9 +163,19 @@ def test_a_proxy_that_gave_up_first_has_missed_the_deadline_too() -> None:
         ImagineClient(url).generate(STAR)
 
 
-def test_a_connection_lost_half_way_is_no_picture() -> None:
-    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n\x89PNG") as url, pytest.raises(ServiceUnreachable):
-        ImagineClient(url).generate(STAR)
+@pytest.mark.parametrize("on_progress", [None, lambda progress: None], ids=["at once", "in a stream"])
+@pytest.mark.parametrize("status", [b"200 OK", b"503 Service Unavailable"])
+def test_a_connection_lost_half_way_is_no_picture(status: bytes, on_progress: Callable[[Progress], None] | None) -> None:
+    with answering(b"HTTP/1.1 %s\r\nContent-Length: 1000\r\n\r\n\x89PNG" % status) as url, pytest.raises(ServiceUnreachable):
+        ImagineClient(url).generate(STAR, on_progress)
+
+
+@pytest.mark.parametrize("body", [b"no", b'{"error": "overloaded", "message": "wait", "retry_after_s": 2.0}'], ids=["a proxy's", "its own"])
+def test_a_proxy_may_name_later_seconds_than_the_service(body: bytes) -> None:
+    head = b"HTTP/1.1 503 X\r\nRetry-After: 7\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with answering(head + body) as url, pytest.raises(ServiceBusy) as busy:
+        ImagineClient(url, retries=0).generate(STAR)
+    assert busy.value.retry_after_s == 7
 
 
 def test_a_connection_closed_without_an_answer_is_not_mistaken_for_a_service_that_is_not_there() -> None:
@@ -257,6 +270,13 @@ def test_a_busy_service_is_asked_again_after_the_seconds_it_names(engine: ImageE
         assert ImagineClient(url, retries=2).generate(STAR, cancel=cancel) == engine.generate(STAR)
     assert len(cancel.waits) == 2
     assert all(30 <= seconds <= 36 for seconds in cancel.waits)
+
+
+def test_nobody_waits_longer_for_another_try_than_they_said(engine: ImageEngine) -> None:
+    cancel = Hurrying()
+    with serving(BusyAtFirst(engine, 1, retry_after_s=30)) as url, pytest.raises(ServiceBusy) as busy:
+        ImagineClient(url, timeout_s=29).generate(STAR, cancel=cancel)
+    assert (busy.value.retry_after_s, cancel.waits) == (30, [])
 
 
 def test_no_more_often_than_agreed(engine: ImageEngine) -> None:

@@ -1,7 +1,11 @@
-"""What every request passes before a route sees it: the token, the kind and size of its body; and the version on every answer."""
+"""What every request passes before a route sees it: the token, the kind and size of its body; and the version on every answer.
+
+`scope["state"]["arrived"]` is when it came, on the monotonic clock: reading a body can take long, and counts.
+"""
 
 import asyncio
 import hmac
+import time
 from collections.abc import Sequence
 
 from pydantic import SecretStr
@@ -32,6 +36,7 @@ class Doors:
             await self._inner(scope, receive, send)
             return
 
+        scope.setdefault("state", {})["arrived"] = time.monotonic()
         began = False
 
         async def with_version(message: Message) -> None:

@@ -25,6 +25,7 @@ class Rates:
 
     def __init__(self, first: float) -> None:
         self._known = {1: first}
+        self._best = {1: first}
         self._guessed = True
 
     def learn(self, at_once: float, rate: float) -> None:
@@ -32,10 +33,12 @@ class Rates:
         known = None if self._guessed and number == 1 else self._known.get(number)
         self._guessed = self._guessed and number != 1
         self._known[number] = rate if known is None else known + NEWEST_WEIGHS * (rate - known)
+        self._best[number] = max(self._best.get(number, 0.0), rate)
 
-    def at(self, at_once: float) -> float:
+    def at(self, at_once: float, *, best: bool = False) -> float:
         """The rate at the nearest number that was seen; the lower one, which promises less, if two are as near."""
-        return self._known[min(self._known, key=lambda number: (abs(number - at_once), number))]
+        nearest = min(self._known, key=lambda number: (abs(number - at_once), number))
+        return (self._best if best else self._known)[nearest]
 
 
 @dataclass(slots=True, eq=False)

@@ -2,10 +2,10 @@
 
 import asyncio
 import json
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Annotated, Any
+from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,7 +14,7 @@ from app.routes import caching, rendering
 from app.routes.backend import Backend, Job, Made, make
 from app.routes.rendering import Format
 from app.schemas import Capabilities, ErrorAnswer, ErrorDetail, Facts, ImageRequest, RefusedRequest, Side
-from app.settings import Settings
+from app.settings import UNNAMED_VERSION, Settings
 
 # How much before the caller's deadline ours is: Serve's proxy cuts off at the same header.
 MARGIN, SHORTEST_MARGIN_S, LONGEST_MARGIN_S = 0.1, 0.3, 0.5
@@ -82,6 +82,8 @@ class Pairs(list[tuple[str, Any]]):
 async def refuse_repeated(raw: Request) -> None:
     """A parameter given twice is an error, never the last one wins; and what is asked in a body is asked there alone."""
     if raw.method != "POST":
+        refuse_a_body_beside_the_address(raw)
+        refuse_other_text_than_utf8(raw.url.query)
         refuse_twice(name for name, _ in raw.query_params.multi_items())
         return
     await refuse_in_the_address(raw)
@@ -98,6 +100,20 @@ async def refuse_in_the_address(raw: Request) -> None:
         raise RefusedRequest(*(ErrorDetail.of(name, "must be in the body, not in the address", value) for name, value in given))
 
 
+def refuse_a_body_beside_the_address(raw: Request) -> None:
+    """Nobody would read it. Raises `RefusedRequest`."""
+    if raw.headers.get("content-length", "0") != "0" or "transfer-encoding" in raw.headers:
+        raise RefusedRequest(ErrorDetail(field="body", rule="must not be given with GET; the parameters are in the address"))
+
+
+def refuse_other_text_than_utf8(query: str) -> None:
+    """The framework would put a replacement character where a byte is none of UTF-8. Raises `RefusedRequest`."""
+    try:
+        unquote_to_bytes(query).decode()
+    except UnicodeDecodeError as error:
+        raise RefusedRequest(ErrorDetail.of("query", "must be UTF-8, percent-encoded", query[:200])) from error
+
+
 def refuse_twice(names: Iterable[str]) -> None:
     """Raises `RefusedRequest`, which tells how often, not what: values can be nested too deeply to be told."""
     repeated = {name: count for name, count in Counter(names).items() if count > 1}
@@ -105,10 +121,11 @@ def refuse_twice(names: Iterable[str]) -> None:
         raise RefusedRequest(*(ErrorDetail.of(name, "must be given once", f"{count} times") for name, count in repeated.items()))
 
 
-def deadline_of(settings: Settings) -> Callable[[float | None], Awaitable[float]]:
+def deadline_of(settings: Settings) -> Callable[..., Awaitable[float]]:
     """A dependency: until when a request must be answered, on this process's monotonic clock."""
 
     async def deadline(
+        raw: Request,
         x_request_timeout_seconds: Annotated[
             float | None,
             Header(
@@ -122,7 +139,8 @@ def deadline_of(settings: Settings) -> Callable[[float | None], Awaitable[float]
         if x_request_timeout_seconds is not None:
             margin = min(max(MARGIN * x_request_timeout_seconds, SHORTEST_MARGIN_S), LONGEST_MARGIN_S)
             seconds = min(seconds, x_request_timeout_seconds - margin)
-        return time.monotonic() + seconds
+        arrived: float = raw.state.arrived  # and not now: Serve's proxy counted while the body came, too
+        return arrived + seconds
 
     return deadline
 
@@ -165,7 +183,7 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
             "Vary": "Accept",
             "Cache-Control": caching.cache_control(
                 seeded=seeded,
-                permanent=raw.method == "GET" and query.is_permalink(request, capabilities),
+                permanent=raw.method == "GET" and query.is_permalink(request, capabilities) and settings.version != UNNAMED_VERSION,
                 private=bool(settings.tokens) or "authorization" in raw.headers,
             ),
         }

@@ -35,7 +35,7 @@ NOT_NOW = (RayError, RayServeException, KeyError, TimeoutError)  # what asking S
 SECONDS_BETWEEN_TRIES = 1.0
 SECONDS_BETWEEN_COUNTS = 5.0  # of replicas
 LONGEST_COUNT_S = 5.0
-LEAST_SHARE_AT_WORK = 0.5  # of the time that a replica was asked for
+LEAST_SHARE_AT_WORK = 0.75  # of the time that a replica was asked for
 
 
 @serve.ingress()
@@ -81,7 +81,7 @@ class APIIngress:
         work = sum(work_of(request, self._capabilities) for request in job.requests)
         ticket = self._line.enter(work, len(job.requests), job.seconds_left)
         try:
-            async with aclosing(self._wait_for_turn(self._line, ticket, job)) as outlooks:
+            async with aclosing(wait_for_turn(self._line, ticket, job)) as outlooks:
                 async for outlook in outlooks:
                     yield outlook
             waited = time.monotonic() - began
@@ -95,20 +95,6 @@ class APIIngress:
             done = took > LEAST_SHARE_AT_WORK * (time.monotonic() - asked)
         finally:
             self._line.leave(ticket, done=done)
-
-    async def _wait_for_turn(self, line: Line, ticket: Ticket, job: Job) -> AsyncGenerator[Queued]:
-        yield Queued(line.outlook(ticket).position, ticket.expected_wait_s)
-        if ticket.started.is_set():
-            return
-        while not ticket.started.is_set():
-            try:
-                async with asyncio.timeout(max(min(stream.SECONDS_BETWEEN_SIGNS_OF_LIFE, job.seconds_left), 0)):
-                    await ticket.started.wait()  # not in `wait_for`, which may lose the caller's leaving if both come together
-            except TimeoutError:
-                if job.seconds_left <= 0:
-                    raise DeadlinePassed("the deadline passed in the queue") from None
-                yield line.outlook(ticket)
-        yield Queued(0, 0.0)
 
     def _with_wait(self, update: Update, waited: float) -> Update:
         """The queue here is as much a part of the phase `queue` as the one in the replica."""
@@ -124,26 +110,30 @@ class APIIngress:
         while self._line is None:
             try:
                 self._capabilities, rate = await self._model.introduction.remote()
-                self._line = self._new_line(self._capabilities, rate)
+                self._line = self._new_line(*measure_of(self._capabilities, rate))
             except NOT_NOW:
                 await asyncio.sleep(SECONDS_BETWEEN_TRIES)
         while True:
             try:
                 self._line.changed_replicas(await self._running_replicas())
-                self._capabilities, _ = await asyncio.wait_for(self._model.introduction.remote(), SECONDS_BETWEEN_COUNTS)
+                self._follow(*await asyncio.wait_for(self._model.introduction.remote(), SECONDS_BETWEEN_COUNTS))
             except TimeoutError:  # all replicas are full, or gone
                 pass
             except NOT_NOW as error:
                 logger.warning("the replicas could not be counted: %s", error)
             await asyncio.sleep(SECONDS_BETWEEN_COUNTS)
 
-    def _new_line(self, capabilities: Capabilities, rate: float) -> Line:
-        native = ImageRequest(prompt="-").resolved(capabilities)
-        work = work_of(native, capabilities)
+    def _follow(self, capabilities: Capabilities, rate: float) -> None:
+        """The first replica that answered may have been of the version before, whose model had another size and speed."""
+        if self._line is not None and capabilities != self._capabilities:
+            self._line.changed_model(*measure_of(capabilities, rate))
+        self._capabilities = capabilities
+
+    def _new_line(self, native_work: float, rate: float) -> Line:
         return Line(
             batch=self._settings.max_batch_size,
-            rates=Rates(rate * work / native.pixel_steps),
-            native_work=work,
+            rates=Rates(rate),
+            native_work=native_work,
             max_queued=self._settings.max_queued_requests,
             max_queue_s=self._settings.max_queue_s,
         )
@@ -154,6 +144,29 @@ class APIIngress:
             name = serve.get_replica_context().app_name
             self._count = asyncio.get_running_loop().run_in_executor(self._counting, running_replicas, name, self._model.deployment_name)
         return await asyncio.wait_for(asyncio.shield(self._count), LONGEST_COUNT_S)
+
+
+async def wait_for_turn(line: Line, ticket: Ticket, job: Job) -> AsyncGenerator[Queued]:
+    """Tells the outlook about once a second. Raises `DeadlinePassed`."""
+    yield Queued(line.outlook(ticket).position, ticket.expected_wait_s)
+    if ticket.started.is_set():
+        return
+    while not ticket.started.is_set():
+        try:
+            async with asyncio.timeout(max(min(stream.SECONDS_BETWEEN_SIGNS_OF_LIFE, job.seconds_left), 0)):
+                await ticket.started.wait()  # not in `wait_for`, which may lose the caller's leaving if both come together
+        except TimeoutError:
+            if job.seconds_left <= 0:
+                raise DeadlinePassed("the deadline passed in the queue") from None
+            yield line.outlook(ticket)
+    yield Queued(0, 0.0)
+
+
+def measure_of(capabilities: Capabilities, rate: float) -> tuple[float, float]:
+    """The work of the model's own default picture, and how much work a second the replica's `rate` of pixel-steps is."""
+    native = ImageRequest(prompt="-").resolved(capabilities)
+    work = work_of(native, capabilities)
+    return work, rate * work / native.pixel_steps
 
 
 def running_replicas(application: str, deployment: str) -> int:

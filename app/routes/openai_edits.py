@@ -22,8 +22,6 @@ LIST_OF_IMAGES = "image[]"  # what OpenAI's client calls it if it was given a li
 MAY_BE_EMPTY = ("prompt", "negative_prompt", "user", "safety_identifier")  # the first has a rule of its own
 NO_MASK = "must not be given: the whole picture is painted over"
 
-MORE_BITS = ("I", "F")  # Pillow's modes of which it would make white what is brighter than 255
-
 FIELDS = f"""
 | field | here |
 |---|---|
@@ -128,8 +126,6 @@ def opaque(data: bytes) -> Image.Image:
         lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
     except (Unreadable, ValueError) as error:  # the second: colours of a kind that Pillow cannot bring to eight bits
         raise RefusedRequest(ErrorDetail(field="image", rule=f"must be a picture: {error}")) from error
-    if image.mode.startswith(MORE_BITS):
-        raise RefusedRequest(ErrorDetail.of("image", "must have 8 bits a channel", image.mode))
     if lowest != 255:
         raise RefusedRequest(ErrorDetail(field="image", rule="must be opaque: what is transparent would be a mask"))
     return image.convert("RGB")

@@ -6,6 +6,8 @@ import pytest
 import requests
 
 from app.engine.engine import ImageEngine
+from app.schemas import ErrorAnswer
+from app.settings import UNNAMED_VERSION, Settings
 from tests.test_client import EngineBackend, serving
 
 
@@ -26,6 +28,28 @@ def test_a_permalink_is_reached_as_the_caller_reached_the_first_proxy(url: str, 
 def test_nobody_is_sent_on_to_another_address(url: str) -> None:
     answer = requests.get(f"{url}/imagine/", {"prompt": "a star"}, allow_redirects=False, timeout=30)
     assert (answer.status_code, "Location" in answer.headers) == (404, False)
+
+
+def test_what_is_asked_in_the_address_is_not_asked_in_a_body_too(url: str) -> None:
+    answer = requests.get(f"{url}/imagine?prompt=a+star", json={"seed": 7}, timeout=30)
+    (detail,) = ErrorAnswer.model_validate_json(answer.content).details
+    assert (answer.status_code, detail.field) == (422, "body")
+
+
+def test_a_prompt_in_other_bytes_than_those_of_utf8_is_refused_and_not_repaired(url: str) -> None:
+    answer = requests.get(f"{url}/imagine?prompt=caf%E9&num_inference_steps=1", timeout=30)
+    (detail,) = ErrorAnswer.model_validate_json(answer.content).details
+    assert (answer.status_code, detail.field, detail.rule) == (422, "query", "must be UTF-8, percent-encoded")
+    assert requests.get(f"{url}/imagine?prompt=caf%C3%A9&num_inference_steps=1", timeout=30).ok
+
+
+@pytest.mark.parametrize(("version", "kept"), [("1.2", True), (UNNAMED_VERSION, False)])
+def test_nothing_that_an_unnamed_version_made_is_kept_for_ever(engine: ImageEngine, version: str, kept: bool) -> None:
+    with serving(EngineBackend(engine), Settings(version=version)) as url:
+        first = requests.get(f"{url}/imagine?prompt=a+star&num_inference_steps=1&seed=1", timeout=30)
+        permalink = requests.get(url + first.headers["Content-Location"], timeout=30)
+    assert permalink.ok
+    assert ("immutable" in permalink.headers["Cache-Control"]) == kept
 
 
 @pytest.mark.parametrize("path", ["/imagine", "/replay", "/v1/images/generations", "/v1/images/edits"])

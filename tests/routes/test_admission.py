@@ -71,6 +71,52 @@ def test_the_wait_follows_the_measured_rate() -> None:
     assert service.enter("b", 20).expected_wait_s == pytest.approx(2, rel=0.2)
 
 
+def test_the_wait_follows_the_rate_of_a_crowd_and_the_number_of_replicas() -> None:
+    service = Service(batch=2, rate=20)
+    service.line._rates = Rates(10)  # of one replica
+    service.line.changed_replicas(2)
+    told = {name: service.enter(name, 20).expected_wait_s for name in "abcdefgh"}
+    service.run()
+    assert service.started == pytest.approx(told)
+    for name in "ijkl":
+        service.enter(name, 20)
+    assert service.enter("m", 20).expected_wait_s == pytest.approx(4), "what was learned is of one replica too"
+
+
+def test_who_leaves_before_the_end_teaches_no_rate() -> None:
+    service = Service(batch=1)
+    left = service.enter("left", 20)
+    service.now += 0.1
+    service.line.leave(left, done=False)
+    service.enter("a", 20)
+    assert service.enter("b", 20).expected_wait_s == pytest.approx(2)
+
+
+def test_another_model_is_measured_anew() -> None:
+    service = Service(batch=2)
+    service.line.changed_model(native_work=200, rate=100)
+    service.enter("small for the new model", 400)
+    service.enter("another one", 400)
+    assert set(service.started) == {"small for the new model", "another one"}, "neither counts as large"
+    assert service.enter("waits", 400).expected_wait_s == pytest.approx(8)
+
+
+def test_one_slow_picture_does_not_shut_out_for_ever_those_who_give_less_time() -> None:
+    service = Service(batch=1)
+    service.enter("first", 20)
+    service.run()
+    slow = service.enter("slow", 20)
+    service.now += 20.0
+    service.line.leave(slow, done=True)
+    del service.left["slow"]
+    service.enter("a", 20, given_s=2.5)  # which nothing else shows to be enough
+    with pytest.raises(DeadlineTooShort):
+        service.enter("b", 20, given_s=2.5)  # while somebody else runs it is not
+    service.run()
+    with pytest.raises(DeadlineTooShort):
+        service.enter("c", 20, given_s=1.5)  # never was there a picture as fast as that
+
+
 def test_those_that_wait_are_told_their_place_and_when_it_is_their_turn() -> None:
     service = Service(batch=1)
     service.enter("a", 20)
@@ -138,6 +184,12 @@ def test_large_requests_leave_places_to_small_ones() -> None:
         service.enter(f"large {name}", 100)
     service.enter("small", 10)
     assert set(service.started) == {"large a", "large b", "large c", "small"}
+
+
+def test_many_large_pictures_asked_for_together_start_beside_small_ones() -> None:
+    service = Service(batch=8)
+    service.enter("small", 10)
+    assert service.enter("seven", 350, pictures=7).started.is_set()
 
 
 def test_pictures_asked_for_together_start_together() -> None:

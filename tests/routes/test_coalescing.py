@@ -49,10 +49,10 @@ class Kiln:
 
 
 class Strict(Kiln):
-    """Refuses at the door who gives it less than half a second."""
+    """Refuses at the door who gives it less than a fifth of a second."""
 
     async def run(self, job: Job) -> AsyncGenerator[Queued | Update]:
-        if job.seconds_left < 0.5:
+        if job.seconds_left < 0.2:
             raise DeadlineTooShort(5.0, job.seconds_left, 0.0, None)
         async for told in super().run(job):
             yield told

@@ -1,17 +1,23 @@
 """Deadlines: how they are asked for, and how OpenAI's own client is told of one that passed."""
 
 import asyncio
+import socket
+import time
 from collections.abc import AsyncGenerator, Iterator
-from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import openai
 import pytest
+import requests
+from starlette.requests import Request
 
 from app.engine.engine import ImageEngine
 from app.routes import imagine
-from app.routes.admission import DeadlineTooShort
+from app.routes.admission import DeadlineTooShort, Line
 from app.routes.backend import Job
-from app.schemas import DeadlinePassed, Queued, Update
+from app.routes.estimate import Rates
+from app.routes.ingress import wait_for_turn
+from app.schemas import DeadlinePassed, ImageRequest, Queued, Update
 from app.settings import Settings
 from tests.test_client import EngineBackend, serving
 
@@ -69,14 +75,53 @@ def test_a_deadline_that_cannot_be_met_is_a_503_also_for_a_stream(engine: ImageE
 
 
 @pytest.mark.parametrize(("asked_s", "given_s"), [(None, 20.0), (60.0, 20.0), (20.2, 19.7), (10.0, 9.5), (2.0, 1.7), (1.0, 0.7)])
-def test_a_caller_can_only_shorten_the_time_of_the_service(monkeypatch: pytest.MonkeyPatch, asked_s: float | None, given_s: float) -> None:
+def test_a_caller_can_only_shorten_the_time_of_the_service(asked_s: float | None, given_s: float) -> None:
     """Serve's proxy cuts off at the same header, so a little is kept for the answer."""
-    monkeypatch.setattr(imagine, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    raw = Request({"type": "http", "state": {"arrived": 100.0}})
 
     async def until() -> float:
-        return await imagine.deadline_of(Settings(request_timeout_s=20))(asked_s)
+        return await imagine.deadline_of(Settings(request_timeout_s=20))(raw, asked_s)
 
     assert asyncio.run(until()) - 100.0 == pytest.approx(given_s)
+
+
+def test_a_deadline_that_passes_in_the_queue_ends_the_wait() -> None:
+    line = Line(batch=1, rates=Rates(1000), native_work=20, max_queued=9, max_queue_s=9)
+    line.enter(20, 1, 60)  # and never leaves
+
+    async def scenario() -> list[Queued]:
+        job = Job((ImageRequest(prompt="a star"),), time.monotonic() + 0.2)
+        ticket = line.enter(20, 1, job.seconds_left)
+        return [told async for told in wait_for_turn(line, ticket, job)]
+
+    with pytest.raises(DeadlinePassed, match="in the queue"):
+        asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_the_time_that_a_body_takes_to_come_counts(engine: ImageEngine) -> None:
+    """Serve's proxy counts it too."""
+    asked: list[Job] = []
+
+    class Noting(EngineBackend):
+        async def run(self, job: Job) -> AsyncGenerator[Queued | Update]:
+            asked.append(job)
+            async for told in super().run(job):
+                yield told
+
+    body = b'{"prompt": "a star", "num_inference_steps": 1}'
+    head = f"POST /imagine HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    with serving(Noting(engine)) as url:
+        host = urlsplit(url)
+        with socket.create_connection((str(host.hostname), host.port or 80), timeout=30) as connection:
+            connection.sendall(f"{head}X-Request-Timeout-Seconds: 20\r\n\r\n".encode())
+            assert requests.get(f"{url}/healthz", timeout=30).ok  # the head is read by then, or soon
+            sent = time.monotonic()
+            while time.monotonic() < sent + 0.2:
+                requests.get(f"{url}/healthz", timeout=30)
+            connection.sendall(body)
+            assert connection.recv(20).startswith(b"HTTP/1.1 200")
+    (job,) = asked
+    assert job.deadline <= sent + 0.1 + 19.5
 
 
 @pytest.mark.parametrize("seconds", ["0", "soon"])

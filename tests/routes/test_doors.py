@@ -89,6 +89,24 @@ def test_a_caller_that_leaves_in_the_middle_of_its_body_never_reaches_a_route() 
     assert reached == []
 
 
+def test_a_body_that_does_not_say_how_long_it_is_is_not_read_to_its_end_if_it_is_too_long() -> None:
+    reached, sent = list[str](), list[Message]()
+    told: list[Message] = [{"type": "http.request", "body": b"x" * 600, "more_body": True} for _ in range(9)]
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        reached.append(scope["path"])
+
+    async def receive() -> Message:
+        return told.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/imagine", "headers": [(b"content-type", b"application/json")]}
+    asyncio.run(doors.Doors(route, "test", (), 1000, 1000)(scope, receive, send))
+    assert (sent[0]["status"], len(told), reached) == (413, 7, [])
+
+
 def test_a_name_that_comes_twice_is_refused_however_deep_its_values_are(engine: ImageEngine) -> None:
     deep = '{"a":' * 700 + "1" + "}" * 700
     with serving(EngineBackend(engine)) as url:

@@ -40,7 +40,7 @@ def test_an_error_before_the_answer_is_a_failure_and_no_caller_that_left(inner: 
         pass
 
     with pytest.raises((ZeroDivisionError, asyncio.CancelledError)):
-        asyncio.run(CountRequests(inner, counted)({"type": "http"}, receive, send))  # type: ignore[arg-type]  # any of the three above
+        asyncio.run(CountRequests(inner, counted)({"type": "http", "path": "/made/up"}, receive, send))  # type: ignore[arg-type]  # any of the three above
     assert counted.noted == [("unknown", outcome, reason)]
 
 
@@ -71,5 +71,5 @@ def test_an_answer_is_counted_by_its_status_and_a_stream_by_its_last_event(statu
     async def send(message: Message) -> None:
         pass
 
-    asyncio.run(CountRequests(answers, counted)({"type": "http"}, receive, send))
+    asyncio.run(CountRequests(answers, counted)({"type": "http", "path": "/made/up"}, receive, send))
     assert counted.noted == [("unknown", outcome, reason)]

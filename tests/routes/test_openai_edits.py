@@ -1,6 +1,8 @@
 """What `POST /v1/images/edits` refuses, over real HTTP on an engine in this process. `tests/cluster` has it through Serve."""
 
 import re
+import struct
+import zlib
 from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
@@ -80,12 +82,29 @@ def test_a_picture_that_a_camera_stored_lying_is_painted_over_upright(url: str) 
     assert edit(url, file.getvalue()).json()["size"] == "64x128"
 
 
+def deep_picture() -> bytes:
+    """8 x 8 pixels of 16-bit RGB, which Pillow reads but does not write."""
+    head, rows = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0), (b"\0" + b"\x9c\x40" * 24) * 8
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    packed = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def animation(form: str) -> bytes:
+    file, frames = BytesIO(), [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    frames[0].save(file, form, save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "no picture": ({"image": b"picture"}, "image", "no image in PNG or JPEG or WEBP format"),
     "nothing": ({"image": b""}, "image", "no image in PNG"),
     "cut off": ({"image": picture(size=(64, 64))[:-30]}, "image", "cut off or damaged"),
     "transparent": ({"image": picture(mode="RGBA", colour=(9, 9, 9, 9))}, "image", "must be opaque"),
-    "16 bits": ({"image": picture(mode="I;16", colour=40_000)}, "image", "8 bits a channel"),
+    "16 bits of gray": ({"image": picture(mode="I;16", colour=40_000)}, "image", "16 bits a channel"),
+    "16 bits of colour": ({"image": deep_picture()}, "image", "16 bits a channel"),
+    "an animation": ({"image": animation("WEBP")}, "image", "animation"),
+    "an animated PNG": ({"image": animation("PNG")}, "image", "animation"),
     "an empty field": ({"seed": ""}, "seed", "must not be empty"),
     "GIF": ({"image": picture("GIF", "L")}, "image", "no image in PNG"),
     "a huge one": ({"image": picture(size=(4000, 4000))}, "image", "larger than"),

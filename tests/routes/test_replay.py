@@ -126,7 +126,7 @@ BAD: dict[str, tuple[Callable[[GeneratedImage], bytes], str, str]] = {
     "steps out of bounds": (lambda made: with_settings(made, num_inference_steps=0), "request.num_inference_steps", "greater than"),
     "a scheduler there is not": (lambda made: with_settings(made, scheduler="Guess"), "scheduler", "must be one of"),
     "painted over": (lambda made: with_facts(made, edit=Edit(image_sha256="0", strength=0.5)), "edit", "must be null"),
-    "16 bits": (deep, "body", "8 bits"),
+    "16 bits": (deep, "body", "16 bits a channel"),
 }
 
 

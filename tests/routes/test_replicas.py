@@ -41,6 +41,7 @@ class Answer:
         return [PICTURE]
 
     async def _stream(self) -> AsyncGenerator[Update]:
+        yield Update(1, PICTURE)
         for step in (1, 2):
             yield Update(0, Progress(step, 3))
         await self._trouble()
@@ -99,9 +100,9 @@ def test_an_error_of_the_request_is_told_and_not_tried_again() -> None:
     assert len(model.answers) == 1
 
 
-def test_in_a_stream_every_step_is_told_once_however_often_it_was_made() -> None:
+def test_in_a_stream_every_step_and_picture_is_told_once_however_often_it_was_made() -> None:
     updates, retries = told(Model(dying=2), max_tries=3, steps=True)
-    assert [update.news for update in updates] == [*(Progress(step, 3) for step in (1, 2, 3)), PICTURE]
+    assert updates == [Update(1, PICTURE), *(Update(0, Progress(step, 3)) for step in (1, 2, 3)), Update(0, PICTURE)]
     assert retries == 2
 
 

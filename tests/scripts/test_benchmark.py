@@ -19,7 +19,8 @@ def test_every_way_is_measured_and_the_results_are_told_drawn_and_kept(
         ("equal", 3, ["engine", "loop", "whole batch"]),
         ("mixed", 3, ["engine", "loop"]),
     ]
-    assert all(seconds > 0 for one in kept["results"] for seconds in one["seconds"].values())
+    assert all(seconds > 0 for one in kept["results"] for rounds in one["seconds"].values() for seconds in rounds)
+    assert [len(one["seconds"]["engine"]) for one in kept["results"]] == [3, 1, 1]
     assert kept["results"][1]["most_shared"] >= 2
     assert set(kept["versions"]) == {"python", "torch", "diffusers"}
     assert Image.open(tmp_path / "benchmark.png").size == (1080, 480)
