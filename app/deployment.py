@@ -160,14 +160,19 @@ async def _end(work: Sequence[asyncio.Future[GeneratedImage]], cancel: threading
         future.cancelled() or future.exception()  # looked at, or asyncio complains that nobody did
 
 
+def actor_options(settings: Settings) -> dict[str, int | None]:
+    """What each replica asks Ray for: a GPU, or the CPUs of its threads."""
+    return {"num_gpus": 1} if settings.device == "cuda" else {"num_cpus": settings.cpu_threads}
+
+
 def text_to_image(settings: Settings) -> Application:
-    """The deployment, sized by decided settings: a GPU or the CPUs of its threads each, between two numbers of replicas.
+    """The deployment, sized by decided settings, between two numbers of replicas.
 
     Its own queue has no bound: the ingress holds back what finds no place.
     """
     deployment = serve.deployment(
         TextToImage,
-        ray_actor_options={"num_gpus": 1} if settings.device == "cuda" else {"num_cpus": settings.cpu_threads},
+        ray_actor_options=actor_options(settings),
         autoscaling_config={
             "min_replicas": settings.min_replicas,
             "max_replicas": settings.max_replicas,
@@ -179,6 +184,16 @@ def text_to_image(settings: Settings) -> Application:
         max_constructor_retry_count=2,
     )
     return deployment.bind(settings)
+
+
+def missing(settings: Settings) -> str | None:
+    """What the replicas that are always up ask for and this cluster does not have: Serve would wait for that without a word."""
+    here, replicas = ray.cluster_resources(), settings.min_replicas
+    for option, resource in (("num_gpus", "GPU"), ("num_cpus", "CPU")):
+        needed, there = replicas * (actor_options(settings).get(option) or 0), here.get(resource, 0)
+        if needed > there:
+            return f"min_replicas={replicas} with device={settings.device} needs {needed:g} {resource}s, and Ray has {there:g}"
+    return None
 
 
 def visible_cpus() -> int:

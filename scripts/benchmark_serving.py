@@ -1,12 +1,12 @@
 """Ways to serve the bundled checkpoint, side by side in one run, on this machine's CPU.
 
-    python -m scripts.benchmark_serving                                  # 300 arrivals for each load: hours on two cores
+    python -m scripts.benchmark_serving                                  # hours on two cores
     python -m scripts.benchmark_serving --arrivals 40 --requests 24      # a first look
     python -m scripts.benchmark_serving --ways ours template --loads solo "8 clients"
 
-The template makes one picture at a time per replica; `serve.batch` and LitServe wait 50 ms for a batch of up to 8. Closed loops are
-measured in rounds, whose medians count. Arrivals come at 50 to 400 per cent of what the template does in a closed loop. Writes serving.json
-and serving.png into --out.
+The template makes one picture at a time per replica; `serve.batch` and LitServe wait 50 ms for a batch of up to 8. Arrivals come at 50 to
+400 per cent of what the template does in a closed loop. All loads are measured in rounds, whose medians count. Writes serving.json and
+serving.png into --out.
 """
 
 import argparse
@@ -57,37 +57,32 @@ def closed_loops(args: argparse.Namespace, template_rate: float) -> dict[str, Lo
     }
 
 
-def random_arrivals(args: argparse.Namespace, template_rate: float) -> dict[str, Load]:
+def random_arrivals(args: argparse.Namespace, template_rate: float, seed: int) -> dict[str, Load]:
     requests = list(numbered(args.arrivals, args.size, args.steps))
     return {
-        f"arrivals at {share:.0%}": partial(arrivals, per_second=share * template_rate, requests=requests, seed=int(100 * share))
-        for share in SHARES
+        f"arrivals at {share:.0%}": partial(arrivals, per_second=share * template_rate, requests=requests, seed=seed) for share in SHARES
     }
 
 
 def measure(ways: Mapping[str, Opened], template: Opened, args: argparse.Namespace) -> dict[str, Any]:
-    """Each way is alone on the machine. In the closed loops they take turns in rounds, to and fro, the plain pipeline first, and medians
-    count; arrivals come once, and the ways take turns within each load. So a machine that drifts is as unfair to all.
+    """Each way is alone on the machine. They take turns in rounds, to and fro, the plain pipeline first, and medians count: so a machine
+    that drifts or stalls is as unfair to all.
     """
     with _warm(template, args) as way:
         answers, seconds = closed_loop(way, 8, list(numbered(16, args.size, args.steps)))
     template_rate = len(answers) / seconds
-    loops, at_random = (_chosen(loads(args, template_rate), args) for loads in (closed_loops, random_arrivals))
     in_turn, plain = list(ways.values()), list[dict[str, float]]()
     rounds: dict[tuple[str, str], list[Result]] = {}
-    for _ in range(args.rounds if loops else 0):
+    for number in range(args.rounds):
         plain.append(limits(args))
         print(json.dumps(plain[-1]), flush=True)
+        loads = _chosen(closed_loops(args, template_rate) | random_arrivals(args, template_rate, number), args)
         in_turn.reverse()
         for opened in in_turn:
             with _warm(opened, args) as way:
-                for load, run in loops.items():
+                for load, run in loads.items():
                     rounds.setdefault((load, way.name), []).append(_measured(load, run, way, args))
-    results = [median_of(rounds[load, name]) for load in loops for name in ways]
-    for load, run in at_random.items():
-        for opened in ways.values():
-            with _warm(opened, args) as way:
-                results.append(_measured(load, run, way, args))
+    results = [median_of(rounds[load, name]) for load in loads for name in ways]
     return {
         "plain": plain,
         "rounds": [as_json(one) for several in rounds.values() for one in several],
@@ -172,16 +167,16 @@ def _litserve(rows_file: Path) -> Iterator[Way]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "scripts.contenders", str(port), str(rows_file)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
-        _wait_for(f"http://127.0.0.1:{port}/health")
+        _wait_for(f"http://127.0.0.1:{port}/health", server)
         yield Way(LIT, f"http://127.0.0.1:{port}/imagine", lambda: rows.value, "POST")
     finally:
         os.killpg(server.pid, 15)
         server.wait(30)
 
 
-def _wait_for(url: str) -> None:
+def _wait_for(url: str, server: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + READY_WITHIN_S
     while True:
         try:
@@ -189,6 +184,8 @@ def _wait_for(url: str) -> None:
                 return
         except http.RequestException:
             pass
+        if server.poll() is not None:
+            raise RuntimeError(f"the server of {url} has ended with {server.returncode}")
         if time.monotonic() > deadline:
             raise TimeoutError(f"{url} did not come up")
         time.sleep(0.2)
@@ -203,11 +200,11 @@ def surroundings(args: argparse.Namespace) -> dict[str, Any]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ways", nargs="+", default=[TEMPLATE, BATCH, LIT, OURS], choices=[TEMPLATE, BATCH, LIT, OURS], help="default all")
     parser.add_argument("--loads", nargs="+", help="names of loads, as in the table; default all")
-    parser.add_argument("--arrivals", type=int, default=300, help="for each load with arrivals (default 300)")
-    parser.add_argument("--requests", type=int, default=96, help="for each closed loop (default 96)")
+    parser.add_argument("--arrivals", type=int, default=100, help="for each load with arrivals, in a round (default 100)")
+    parser.add_argument("--requests", type=int, default=96, help="for each closed loop, in a round (default 96)")
     parser.add_argument("--size", type=int, default=128, help="pixels a side (default 128)")
     parser.add_argument("--steps", type=int, default=20, help="default 20")
-    parser.add_argument("--rounds", type=int, default=3, help="of the closed loops (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="default 3")
     parser.add_argument("--out", type=Path, default=Path(".benchmark"), help="default .benchmark")
 
 
@@ -215,7 +212,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what was started is stopped
+    for end in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(end, lambda number, frame: sys.exit(128 + number))  # so that what was started is stopped
     os.environ |= {"RAY_worker_niceness": "0"}  # Ray's own is 15: LitServe would come first
     with tempfile.TemporaryDirectory() as folder, serving.cluster() as address:
         told = surroundings(args)

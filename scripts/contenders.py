@@ -53,6 +53,7 @@ class Plain:
 
     def __init__(self, rows_file: Path) -> None:
         self.pipe = checkpoint.load("tiny").pipe
+        self._one = ThreadPoolExecutor(1)  # a second thread that computes would slow the first one down
         torch.set_num_threads(THREADS)
         rows = Rows(rows_file)
         self.pipe.unet.register_forward_pre_hook(lambda module, args: rows.add(args[0].shape[0]))
@@ -90,10 +91,6 @@ def _png(image: Any) -> bytes:  # noqa: ANN401
 class OneAtATime(Plain):
     """The template's shape: one picture at a time. What else comes waits in the replica, which so never idles."""
 
-    def __init__(self, rows_file: Path) -> None:
-        super().__init__(rows_file)
-        self._one = ThreadPoolExecutor(1)
-
     async def generate(self, asked: dict[str, Any]) -> bytes:
         return (await asyncio.get_running_loop().run_in_executor(self._one, self.make, [asked]))[0]
 
@@ -103,7 +100,7 @@ class Batched(Plain):
 
     @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=BATCH_WAIT_S)  # type: ignore[untyped-decorator]
     async def generate(self, asked: list[dict[str, Any]]) -> list[bytes]:
-        return await asyncio.to_thread(self.make_grouped, asked)
+        return await asyncio.get_running_loop().run_in_executor(self._one, self.make_grouped, asked)
 
 
 class Ingress:

@@ -18,14 +18,14 @@ class Result:
 
     load: str
     way: str
-    pictures: int
+    pictures: float
     per_second: float
     p50: float
     p95: float
     p99: float
-    refused: int
+    refused: float
     errors: int
-    wasted_rows: int
+    wasted_rows: float
     refused_in: float  # median
     promise_off_by: float  # median factor between the wait that was promised and the one there was
 
@@ -53,11 +53,11 @@ def summed_up(load: str, way: str, answers: Sequence[Answer], seconds: float, ro
 
 
 def median_of(rounds: Sequence[Result]) -> Result:
-    """Of each number by itself, where it was measured; the loads and ways are the same."""
+    """Of each number by itself, where it was measured, but of all errors their sum; the loads and ways are the same."""
     told = [as_json(one) for one in rounds]
     numbers = {name: [one[name] for one in told if one[name] is not None] for name in told[0] if name not in ("load", "way")}
-    medians = {name: statistics.median_high(values) if values else None for name, values in numbers.items()}
-    return from_json({"load": rounds[0].load, "way": rounds[0].way, **medians})
+    medians = {name: statistics.median(values) if values else None for name, values in numbers.items()}
+    return from_json({"load": rounds[0].load, "way": rounds[0].way, **medians, "errors": sum(numbers["errors"])})
 
 
 def as_json(one: Result) -> dict[str, Any]:
@@ -77,9 +77,9 @@ def table(results: Sequence[Result]) -> str:
     ]
     for one in results:
         numbers = [one.per_second, one.p50, one.p95, one.p99]
-        counts = [one.refused, one.errors, one.wasted_rows]
+        counts = [f"{count:g}" for count in (one.refused, one.errors, one.wasted_rows)]
         rest = ["–" if math.isnan(value) else f"{value:.2f}" for value in (one.refused_in, one.promise_off_by)]
-        lines.append(" | ".join([f"| {one.load}", one.way, *(f"{n:.2f}" for n in numbers), *map(str, counts), *rest]) + " |")
+        lines.append(" | ".join([f"| {one.load}", one.way, *(f"{n:.2f}" for n in numbers), *counts, *rest]) + " |")
     return "\n".join(lines)
 
 

@@ -29,8 +29,9 @@ import numpy as np
 import psutil
 import requests
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
+from app import png
 from app.client import ImagineClient
 from app.schemas import ImageRequest
 from scripts import serving
@@ -78,12 +79,16 @@ def is_same_picture(made: bytes, right: bytes) -> bool:
 
 
 def subject(number: int) -> dict[str, Any]:
-    """Small pictures, some of other sizes and with other numbers of steps."""
+    """Small pictures, some of other sizes and with other numbers of steps. Those of a size, which are computed as one, differ in all that
+    could be given to the wrong one of them.
+    """
     side, steps = (64, 96, 128)[number % 3], (2, 4, 8, 12)[number % 4]
     return {
-        "prompt": f"a {('red', 'blue', 'green')[number % 3]} star",
+        "prompt": f"a {('red', 'blue', 'green', 'pink')[number // 3 % 4]} star",
+        "negative_prompt": "a blue background" if number // 3 % 2 else "",
         "seed": number,
         "num_inference_steps": steps,
+        "guidance_scale": 2.0 + number // 3,
         "width": side,
         "height": side,
     }
@@ -91,10 +96,11 @@ def subject(number: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a subject looks like, and what comes of painting it over, both as PNG."""
+    """What a subject looks like, what comes of painting it over, and what it does not look like, all as PNG."""
 
     picture: bytes
     edited: bytes
+    changed: bytes
 
 
 def edit_of(number: int) -> dict[str, str]:
@@ -105,7 +111,9 @@ def reference(client: ImagineClient, number: int) -> Reference:
     picture = client.generate(ImageRequest(**subject(number))).png
     answer = requests.post(f"{client.base_url}/v1/images/edits", edit_of(number), files={"image": picture}, timeout=300)
     answer.raise_for_status()
-    return Reference(picture, base64.b64decode(answer.json()["data"][0]["b64_json"]))
+    image, facts = png.decode(picture)
+    changed = png.encode(ImageOps.invert(image), facts)
+    return Reference(picture, base64.b64decode(answer.json()["data"][0]["b64_json"]), changed)
 
 
 class Caller:
@@ -146,12 +154,13 @@ class Caller:
             self._check("stream", number, answer.status, base64.b64decode(data.get("png", "")), bad)
 
     async def _replay(self, session: aiohttp.ClientSession, number: int, bad: dict[str, Any] | None) -> None:
-        body = json.dumps(bad).encode() if bad is not None else self._references[number].picture
+        as_made, reference = self._chance.random() < 0.5, self._references[number]
+        body = json.dumps(bad).encode() if bad is not None else reference.picture if as_made else reference.changed
         async with session.post(f"{self._url}/replay", data=body, headers={"Content-Type": "image/png"}) as answer:
             told = json.loads(await answer.read())
-            if answer.status == 200 and not told["match"]:
+            if answer.status == 200 and told["match"] != as_made:
                 self._seen.wrong.append(f"replay: {told}")
-            self._check("replay", number, answer.status, self._references[number].picture, bad)
+            self._check("replay", number, answer.status, reference.picture, bad)
 
     async def _edit(self, session: aiohttp.ClientSession, number: int, bad: dict[str, Any] | None) -> None:
         form = aiohttp.FormData({name: str(value) for name, value in bad.items()} if bad is not None else edit_of(number))
@@ -179,7 +188,8 @@ class Caller:
             self._seen.wrong.append(f"{route}: {status} for {subject(number) if bad is None else bad}")
         elif status == 200:
             self._seen.checked[route] += 1
-            if not is_same_picture(data, expected or self._references[number].picture):
+            right = expected or self._references[number].picture
+            if not is_same_picture(data, right) or png.decode(data)[1].request != png.decode(right)[1].request:
                 self._seen.wrong.append(f"{route}: not the picture of {subject(number)}")
 
 

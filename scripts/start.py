@@ -64,6 +64,7 @@ def serve_until_stopped(args: argparse.Namespace) -> int:
 
     from app import entrypoint, startup
     from app.client import ImagineClient
+    from app.deployment import missing, visible_cpus, visible_gpus
     from app.schemas import ImageRequest
     from app.settings import Settings
 
@@ -79,6 +80,9 @@ def serve_until_stopped(args: argparse.Namespace) -> int:
         with _timed(times, "start Ray"):
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
             _stop_on_signals()  # Ray has put in handlers of its own
+            if lacking := missing(settings.decided(visible_gpus, visible_cpus)):
+                print(f"\nThe app could not start: {lacking}.", file=sys.stderr)
+                return 1
             serve.start(http_options={"host": "127.0.0.1", "port": args.port})
         with _timed(times, "load the model"):
             try:

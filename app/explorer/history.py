@@ -43,15 +43,15 @@ class History(widgets.VBox):
         try:
             folder = Path(self.folder.value).expanduser()
             folder.mkdir(parents=True, exist_ok=True)
-            began = time.time_ns()
-            for number, image in enumerate(reversed(self._gallery.images)):
+            began, images = time.time_ns(), self._gallery.images  # others may be made meanwhile
+            for number, image in enumerate(reversed(images)):
                 path = folder / _name(image)
                 if not path.exists():
                     _write(path, image.png, began + number)
         except (OSError, RuntimeError) as error:
             self._say(f"Could not write to {self.folder.value}: {_reason(error)}.")
         else:
-            self._say(f"{pictures(len(self._gallery.images))} in {folder}")
+            self._say(f"{pictures(len(images))} in {folder}")
 
     def load(self) -> None:
         found, others = [], 0

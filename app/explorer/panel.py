@@ -32,6 +32,7 @@ class PromptExplorer(widgets.VBox):
     def __init__(self, source: ImageSource) -> None:
         self._source = source
         self._work: Work | None = None
+        self._starting = threading.Lock()  # Enter starts in a thread of its own, a click in the kernel's
         self._shown = False  # whether there is a form
         self.about = widgets.HTML()
         self.about.add_class("imagine-about")
@@ -79,12 +80,13 @@ class PromptExplorer(widgets.VBox):
         if not self._shown:
             self._complain(self.problem or "The model has not said yet what it can do.")
             return
-        if self.running:
-            return
-        if self.form.complaint:
-            self._complain(self.form.complaint)
-        else:
-            self._start(self.form.requests())
+        with self._starting:
+            if self.running:
+                return
+            if self.form.complaint:
+                self._complain(self.form.complaint)
+            else:
+                self._start(self.form.requests())
 
     def stop(self) -> None:
         if (work := self._work) is not None:
@@ -106,9 +108,10 @@ class PromptExplorer(widgets.VBox):
 
     def vary(self, request: ImageRequest) -> None:
         """The same settings with the seeds that follow."""
-        if not self.running:
-            seed = min(request.seed or 0, MAX_SEED - VARIATIONS)
-            self._start(with_seeds(request, range(seed + 1, seed + 1 + VARIATIONS)))
+        with self._starting:
+            if not self.running:
+                seed = min(request.seed or 0, MAX_SEED - VARIATIONS)
+                self._start(with_seeds(request, range(seed + 1, seed + 1 + VARIATIONS)))
 
     def _connect(self) -> None:
         try:

@@ -11,7 +11,7 @@ class Exit(IntEnum):
     USAGE = 2  # nothing was changed: the command line is wrong
     UNREACHABLE = 3  # the control plane did not answer, and nothing is known to have changed
     TAKEN_BACK = 4  # the new version failed; the one before is serving again
-    STUCK = 5  # the new version failed and could not be taken back: somebody has to look
+    STUCK = 5  # the new version failed and could not be taken back, or the one before is broken too: somebody has to look
     INTERRUPTED = 130  # Ctrl-C: the service was left as it was at that moment
 
 

@@ -232,12 +232,17 @@ class Rollout:
                 "there is no version before it to go back to, so it was left as it is. To end it: python scripts/rollout.py terminate --yes"
             )
             return Exit.STUCK
-        healthy = {"RUNNING", before.state}
+        as_before = {"RUNNING", before.state}
         try:
             self._repeat(lambda: self._undo(old))
-            self._wait(lambda seen: seen.state in healthy and seen.canary is None and seen.version(old.name) is not None, lambda seen: None)
+            end = self._wait(
+                lambda seen: seen.state in as_before and seen.canary is None and seen.version(old.name) is not None, lambda seen: None
+            )
         except (Failed, Refused, Unreachable) as trouble:
             self._tell.say(f"{self._version} could not be taken back: {trouble}. Look: python scripts/rollout.py status")
+            return Exit.STUCK
+        if end.state != "RUNNING":
+            self._tell.say(f"taken back: {old.name} is what it was, {end.state}. The reason: {error}")
             return Exit.STUCK
         self._tell.say(f"taken back: {old.name} serves all requests again. The reason: {error}")
         return Exit.TAKEN_BACK

@@ -1,4 +1,4 @@
-"""Fifty prompts as people write them, none from the caption templates, with what must be seen.
+"""Fifty prompts as people write them, with what must be seen.
 
 A colour, background or place that is empty was not asked for. Two things come with how the first stands to the second.
 """

@@ -45,6 +45,24 @@ def test_every_combination_is_made_from_the_same_seed(grid: ComparisonGrid, pane
     assert grid.problem == ""
 
 
+def test_every_picture_stands_beside_its_own_values(grid: ComparisonGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[dict[tuple[int, int], Image.Image], Labels]] = []
+
+    def noted(cells: dict[tuple[int, int], Image.Image], labels: Labels, size: tuple[int, int]) -> Image.Image:
+        drawn.append((cells, labels))
+        return labelled(cells, labels, size)
+
+    monkeypatch.setattr("app.explorer.grid.labelled", noted)
+    grid.across_values.value = "1, 2, 3"
+    built(grid)
+    cells, labels = drawn[-1]
+    assert (labels.across, labels.down, labels.columns, labels.rows) == ("guidance", "steps", ["1", "2", "3"], ["2", "3"])
+    for (row, column), picture in cells.items():
+        facts = grid.cells[row, column].facts.request
+        assert (f"{facts.num_inference_steps}", f"{facts.guidance_scale:g}") == (labels.rows[row], labels.columns[column])
+        assert picture.tobytes() == grid.cells[row, column].image.tobytes()
+
+
 def test_all_pictures_are_asked_for_at_once_and_stand_in_one_picture(grid: ComparisonGrid, source: Watched) -> None:
     source.meet(4)
     built(grid)

@@ -1,6 +1,7 @@
 """Several clients at once, measured and drawn."""
 
 from app.explorer import chart, measure
+from app.explorer.load import Load
 from app.schemas import ImageRequest
 from tests.explorer.conftest import Watched
 
@@ -19,3 +20,4 @@ def test_the_chart_has_a_bar_for_each_number_of_clients(source: Watched) -> None
     latency, throughput = chart(loads).axes
     assert [text.get_text() for text in latency.get_xticklabels()] == ["1", "2"]
     assert [bar.get_height() for bar in throughput.containers[0]] == [load.pictures_per_minute for load in loads]
+    assert Load(clients=2, latencies=(3.0, 4.0), seconds=4.0).pictures_per_minute == 30

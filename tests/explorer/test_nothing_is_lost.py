@@ -1,5 +1,6 @@
 """What a person typed or has is not lost: seeds, pictures, and those that a busy source had no room for yet."""
 
+import contextlib
 import threading
 import time
 
@@ -7,7 +8,8 @@ import pytest
 
 from app.engine.engine import ImageEngine
 from app.explorer import PromptExplorer, gallery
-from app.schemas import Capabilities, SourceError
+from app.explorer.gallery import Tile
+from app.schemas import Capabilities, ImageRequest, SourceError
 from tests.explorer.conftest import PATIENCE_S, Watched, finished
 
 
@@ -167,3 +169,22 @@ def test_a_home_that_nobody_has_is_said(panel: PromptExplorer, act: str) -> None
     getattr(panel.history, act)()
     assert panel.history.said.startswith("Could not ")
     assert "home" in panel.history.said
+
+
+def test_enter_and_a_click_at_the_same_moment_start_it_once(
+    panel: PromptExplorer, source: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, both = panel.gallery.begin, threading.Barrier(2)
+
+    def met(requests: list[ImageRequest]) -> list[Tile]:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+        return begin(requests)
+
+    monkeypatch.setattr(panel.gallery, "begin", met)
+    enter = threading.Thread(target=panel.generate)
+    enter.start()
+    panel.generate()
+    enter.join(PATIENCE_S)
+    finished(panel)
+    assert len(source.asked) == 1

@@ -78,7 +78,7 @@ class Platform:
         """One step on: time passes only when somebody looks."""
         if self.state == "ROLLING_BACK":
             if self.rolls_back and self.primary is not None:
-                self.canary, self.state, self.primary.weight = None, "RUNNING", 100
+                self.canary, self.state, self.primary.weight = None, self.primary.state, 100
         elif self.canary is not None:
             self._roll_out(self.canary)
         elif self.primary is not None and self.state == "STARTING":

@@ -203,6 +203,15 @@ def test_a_rollback_that_cannot_be_watched_is_not_said_to_have_changed_nothing(
     assert "Nothing was changed" not in text
 
 
+def test_going_back_to_a_version_that_is_broken_itself_is_not_called_serving(
+    rollout: Rollout, running_old: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    platform = running_old.platform
+    platform.state = platform.primary.state = platform.becomes = "UNHEALTHY"  # type: ignore[union-attr]  # there is one
+    assert rollout("--version", "new") == Exit.STUCK
+    assert "taken back: old is what it was, UNHEALTHY" in read(capsys)
+
+
 def test_a_lost_rollback_is_repeated(rollout: Rollout, running_old: StandIn) -> None:
     running_old.platform.becomes = "UNHEALTHY"
     running_old.troubles.append(Trouble("POST", "/rollback$", 502))

@@ -1,9 +1,15 @@
 """The load that the served benchmark puts on, on a real server; and how what came back is summed up."""
 
+import asyncio
 import math
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from PIL import Image
 
 from app.engine.engine import ImageEngine
@@ -29,6 +35,59 @@ def test_callers_that_arrive_at_random_are_all_answered(engine: ImageEngine) -> 
     assert [answer.status for answer in answers] == [200] * 4
 
 
+@contextmanager
+def meeting(number: int) -> Iterator[str]:
+    """A server that answers once so many requests are there together."""
+    crowd, loop, listening = asyncio.Barrier(number), asyncio.new_event_loop(), threading.Event()
+    address: list[str] = []
+
+    async def answer(asked: web.Request) -> web.Response:
+        await asyncio.wait_for(crowd.wait(), 30)
+        return web.Response()
+
+    async def listen() -> None:
+        api = web.Application()
+        api.router.add_get("/imagine", answer)
+        runner = web.AppRunner(api)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        address.append(f"http://127.0.0.1:{runner.addresses[0][1]}/imagine")
+        listening.set()
+
+    def run() -> None:
+        loop.run_until_complete(listen())
+        loop.run_forever()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert listening.wait(30)
+    yield address[0]
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(30)
+    loop.close()
+
+
+def test_the_callers_of_a_closed_loop_ask_at_once() -> None:
+    with meeting(3) as url:
+        answers, _ = closed_loop(Way("ours", url, no_rows), 3, list(numbered(6, 64, 1)))
+    assert [answer.status for answer in answers] == [200] * 6
+
+
+def test_arrivals_wait_for_no_answer_and_keep_their_distances() -> None:
+    gaps = random.Random(1)
+    shortest = sum(gaps.expovariate(20) for _ in range(4))
+    with meeting(4) as url:
+        answers, seconds = arrivals(Way("ours", url, no_rows), 20, list(numbered(4, 64, 1)), seed=1)
+    assert [answer.status for answer in answers] == [200] * 4
+    assert seconds >= shortest
+
+
+def test_every_other_request_of_a_mixed_load_is_of_half_the_side() -> None:
+    assert [one["img_size"] for one in numbered(4, 128, 1, mixed=True)] == [128, 64, 128, 64]
+    assert len({one["seed"] for one in numbered(4, 128, 1)}) == 4
+
+
 def test_callers_that_leave_are_no_errors(engine: ImageEngine) -> None:
     with serving(EngineBackend(engine)) as url:
         answers, _ = closed_loop(Way("ours", f"{url}/imagine", no_rows), 1, list(numbered(2, 64, 1)), [0.0, None])
@@ -50,11 +109,14 @@ def test_answers_are_summed_up_told_and_drawn(tmp_path: Path) -> None:
 
 def test_of_several_rounds_the_medians_count() -> None:
     rounds = [
-        summed_up("solo", "ours", [Answer(200, seconds)], seconds, rows=rows, rows_each=10) for seconds, rows in ((1, 40), (4, 10), (2, 20))
+        summed_up("solo", "ours", [Answer(200, seconds), Answer(500, 9)], seconds, rows=rows, rows_each=10)
+        for seconds, rows in ((1, 40), (4, 10), (2, 20))
     ]
     median = median_of(rounds)
     assert (median.load, median.way, median.p50, median.per_second, median.wasted_rows) == ("solo", "ours", 2, 0.5, 10)
+    assert median.errors == 3, "none of them is lost in a median"
     assert math.isnan(median.refused_in)
+    assert median_of(rounds[:2]).p50 == 2.5
 
 
 def test_what_is_kept_can_be_read_again() -> None:

@@ -108,6 +108,18 @@ def test_a_prompt_that_breaks_a_rule_is_said_before_anything_is_started(free_por
     assert "start Ray" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "said"), [("DEVICE", "cuda", "needs 1 GPUs, and Ray has 0"), ("MIN_REPLICAS", "99", "CPUs, and Ray has")]
+)
+def test_what_this_machine_does_not_have_is_said_and_not_waited_for(free_port: int, setting: str, value: str, said: str) -> None:
+    command = ["bash", "scripts/start.sh", "--port", str(free_port)]
+    environment = os.environ | {f"IMAGINE_{setting}": value}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "load the model" not in done.stdout
+
+
 @pytest.mark.parametrize(("end", "token"), [(signal.SIGINT, ""), (signal.SIGTERM, "a-token-of-the-service")])
 def test_it_serves_in_the_background_until_a_signal_and_leaves_nothing_behind(
     tmp_path: Path, free_port: int, end: signal.Signals, token: str
