@@ -274,7 +274,7 @@ class Update:
     """News of the picture at `index` of those that were asked for together."""
 
     index: int
-    news: Progress | GeneratedImage
+    payload: Progress | GeneratedImage
 
 
 class ImageSource(Protocol):

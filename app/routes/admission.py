@@ -46,7 +46,7 @@ class Ticket(Load):
     expected_wait_s: float = 0.0  # as it was told on entering
     started: asyncio.Event = field(default_factory=asyncio.Event)
     started_at: float | None = None
-    crowd_before: float = 0.0  # picture-seconds of everybody when it started
+    picture_seconds_before: float = 0.0  # of everybody, when it started
 
 
 class Line:
@@ -71,7 +71,7 @@ class Line:
         self._running: list[Ticket] = []
         self._waiting: list[Ticket] = []
         self._seen = clock()  # until when progress and crowd are accounted for
-        self._crowd = 0.0  # picture-seconds
+        self._picture_seconds = 0.0  # of everybody
         self._forecast: dict[Ticket, Times] = {}
         self._forecast_at = -1.0
 
@@ -166,7 +166,7 @@ class Line:
         while ticket := next_to_start(self._waiting, room):
             room.take(ticket)
             self._waiting.remove(ticket)
-            ticket.started_at, ticket.crowd_before = self._clock(), self._crowd
+            ticket.started_at, ticket.picture_seconds_before = self._clock(), self._picture_seconds
             self._running.append(ticket)
             ticket.started.set()
 
@@ -175,7 +175,7 @@ class Line:
         now = self._clock()
         passed, self._seen = now - self._seen, now
         pictures = sum(ticket.pictures for ticket in self._running)
-        self._crowd += passed * pictures
+        self._picture_seconds += passed * pictures
         for ticket in self._running:
             done = passed * self._rate(pictures) * ticket.pictures / pictures
             ticket.work = max(ticket.work - done, 0.02 * ticket.whole)
@@ -184,6 +184,6 @@ class Line:
         took = self._clock() - (ticket.started_at or 0.0)
         if took <= 0:
             return
-        at_once = max((self._crowd - ticket.crowd_before) / took, 1.0)
+        at_once = max((self._picture_seconds - ticket.picture_seconds_before) / took, 1.0)
         busy = min(at_once, self.replicas)
         self._rates.learn(at_once / busy, ticket.whole / took * at_once / ticket.pictures / busy)

@@ -58,6 +58,6 @@ async def make(backend: Backend, job: Job) -> Made:
         async for news in told:
             if isinstance(news, Queued):
                 expected = news.expected_wait_s if expected is None else expected
-            elif isinstance(news.news, GeneratedImage):
-                made[news.index] = news.news
+            elif isinstance(news.payload, GeneratedImage):
+                made[news.index] = news.payload
     return Made(tuple(made[index] for index in sorted(made)), expected or 0.0)

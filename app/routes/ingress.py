@@ -88,8 +88,8 @@ class APIIngress:
             asked, took = time.monotonic(), 0.0
             async with aclosing(self._replicas.run(job)) as updates:
                 async for update in updates:
-                    if isinstance(update.news, GeneratedImage):
-                        took = max(took, sum(update.news.timings.values()))
+                    if isinstance(update.payload, GeneratedImage):
+                        took = max(took, sum(update.payload.timings.values()))
                     yield self._with_wait(update, waited)
             # Else most of the time it waited for a replica to come up, or for one that died: nothing to learn from.
             done = took > LEAST_SHARE_AT_WORK * (time.monotonic() - asked)
@@ -98,11 +98,11 @@ class APIIngress:
 
     def _with_wait(self, update: Update, waited: float) -> Update:
         """The queue here is as much a part of the phase `queue` as the one in the replica."""
-        if not isinstance(update.news, GeneratedImage):
+        if not isinstance(update.payload, GeneratedImage):
             return update
-        timings = update.news.timings | {"queue": update.news.timings.get("queue", 0.0) + waited}
+        timings = update.payload.timings | {"queue": update.payload.timings.get("queue", 0.0) + waited}
         self._metrics.took(timings)
-        return replace(update, news=replace(update.news, timings=timings))
+        return replace(update, payload=replace(update.payload, timings=timings))
 
     async def _learn(self) -> None:
         """A replica answers only once its model has made a picture. After that, how many there are and what they can do is looked at for

@@ -111,7 +111,7 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
         requests = body.to_requests(capabilities, settings.max_batch_size)
         if body.response_format == "url":
             return addresses(raw, body, requests, capabilities)
-        return await made(raw, backend, body, requests, deadline)
+        return await respond(raw, backend, body, requests, deadline)
 
     return routes
 
@@ -128,7 +128,7 @@ def addresses(raw: Request, body: GenerationsBody, requests: tuple[ImageRequest,
     return PicturesAnswer(created=int(time.time()), data=pictures, quality=body.told_quality, **about(body, requests[0]))
 
 
-async def made(
+async def respond(
     raw: Request, backend: Backend, body: GenerationsBody, requests: tuple[ImageRequest, ...], deadline: float
 ) -> PicturesAnswer | EventSourceResponse:
     """The pictures, or the stream of their events."""
@@ -166,11 +166,11 @@ def _event(news: Queued | Update, turns: list[Partials], job: Job, body: Generat
     if isinstance(news, Queued):
         return ServerSentEvent(comment=f"queued at {news.position}, {news.expected_wait_s:.1f} s to go")
     request, turn = job.requests[news.index], turns[news.index]
-    if isinstance(news.news, GeneratedImage):
-        return _picture_event("completed", in_base64(news.news.png, body), body, request, {"usage": NO_TOKENS})
-    if not turn.is_due(news.news):
-        return ServerSentEvent(comment=f"step {news.news.step} of {news.news.total}")
-    picture = rendering.enlarged(news.news.preview or b"", request.width or 0, request.height or 0)
+    if isinstance(news.payload, GeneratedImage):
+        return _picture_event("completed", in_base64(news.payload.png, body), body, request, {"usage": NO_TOKENS})
+    if not turn.is_due(news.payload):
+        return ServerSentEvent(comment=f"step {news.payload.step} of {news.payload.total}")
+    picture = rendering.enlarged(news.payload.preview or b"", request.width or 0, request.height or 0)
     turn.shown += 1
     return _picture_event("partial_image", in_base64(picture, body), body, request, {"partial_image_index": turn.shown - 1})
 
@@ -178,7 +178,7 @@ def _event(news: Queued | Update, turns: list[Partials], job: Job, body: Generat
 def _picture_event(
     name: Literal["partial_image", "completed"], data: str, body: GenerationsBody, request: ImageRequest, more: dict[str, Any]
 ) -> ServerSentEvent:
-    kind = f"{body.events}.{name}"
+    kind = f"{body.event_prefix}.{name}"
     told = {"type": kind, "b64_json": data, "created_at": int(time.time()), "background": "opaque", "seed": request.seed}
     return ServerSentEvent(json.dumps({**told, "quality": body.told_quality or "auto", **about(body, request), **more}), event=kind)
 

@@ -12,7 +12,7 @@ from app.editing import STRENGTH, EditRequest
 from app.png import Unreadable, opened
 from app.routes.backend import Backend
 from app.routes.imagine import deadline_of, refuse_in_the_address, refuse_twice
-from app.routes.openai import ERRORS, UNUSED, PicturesAnswer, ProblemAnswer, made, refuse_other_model
+from app.routes.openai import ERRORS, UNUSED, PicturesAnswer, ProblemAnswer, refuse_other_model, respond
 from app.routes.openai_fields import GenerationsBody
 from app.schemas import Capabilities, ErrorDetail, RefusedRequest
 from app.settings import Settings
@@ -45,7 +45,7 @@ def _a_file(value: object) -> object:
 
 
 class EditsBody(GenerationsBody):
-    events: ClassVar[str] = "image_edit"
+    event_prefix: ClassVar[str] = "image_edit"
     model_config = ConfigDict(strict=False, json_schema_extra={})  # a form holds text
 
     image: Annotated[UploadFile | None, BeforeValidator(_a_file)] = None
@@ -106,7 +106,7 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
             raise RefusedRequest(ErrorDetail(field="image", rule="must not be given: this model has no image-to-image pipeline"))
         data = await body.picture()
         requests = await asyncio.to_thread(lambda: body.to_edits(capabilities, settings.max_batch_size, opaque(data)))
-        return await made(raw, backend, body, requests, deadline)
+        return await respond(raw, backend, body, requests, deadline)
 
     return routes
 

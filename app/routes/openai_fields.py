@@ -41,7 +41,7 @@ The stream has no token counts to tell: `usage` holds zeros.
 class GenerationsBody(BaseModel):
     """What both addresses take. `events` is what the names of a stream's events begin with."""
 
-    events: ClassVar[str] = "image_generation"
+    event_prefix: ClassVar[str] = "image_generation"
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, json_schema_extra={"example": {"prompt": "a red heart on a yellow background"}}
     )

@@ -78,13 +78,13 @@ class Heard:
         self._finished: set[int] = set()
 
     def is_new(self, update: Update) -> bool:
-        index, news = update.index, update.news
-        if isinstance(news, GeneratedImage):
+        index, payload = update.index, update.payload
+        if isinstance(payload, GeneratedImage):
             new = index not in self._finished
             self._finished.add(index)
         else:
-            new = news.step > self._steps.get(index, 0)
-            self._steps[index] = max(news.step, self._steps.get(index, 0))
+            new = payload.step > self._steps.get(index, 0)
+            self._steps[index] = max(payload.step, self._steps.get(index, 0))
         return new
 
 

@@ -93,7 +93,7 @@ def native_event(told: Queued | Update) -> ServerSentEvent:
     if isinstance(told, Queued):
         data = {"position": told.position, "expected_wait_s": round(told.expected_wait_s, 3)}
         return ServerSentEvent(json.dumps(data), event="queued")
-    return _done(told.news) if isinstance(told.news, GeneratedImage) else _step(told.news)
+    return _done(told.payload) if isinstance(told.payload, GeneratedImage) else _step(told.payload)
 
 
 def _step(progress: Progress) -> ServerSentEvent:
