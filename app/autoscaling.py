@@ -11,7 +11,7 @@ GROWS_AT = 0.9  # of the places for large pictures
 
 def places_for_large(places: int) -> int:
     """How many of the places pictures may take that are much larger than the model's own."""
-    return max(1, int(PLACES_FOR_LARGE * places))
+    return max(1, round(PLACES_FOR_LARGE * places))
 
 
 def places_taken(making: int, asked: int, places: int) -> int:

@@ -22,7 +22,7 @@ def test_replicas_that_make_all_they_can_become_more_and_idle_ones_fewer(batch: 
     deployment = text_to_image(Settings(model="tiny", device="cpu", cpu_threads=1, max_batch_size=batch, max_replicas=9))._bound_deployment
     config = deployment._deployment_config.autoscaling_config
     assert config.policy.get_policy()(context(config.target_ongoing_requests, batch))[0] > 1, "one replica, full"
-    large = max(1, int(0.75 * batch))
+    large = places_for_large(batch)
     assert config.policy.get_policy()(context(config.target_ongoing_requests, large, large))[0] > 2, "two, full of large pictures"
     assert config.policy.get_policy()(context(config.target_ongoing_requests, 0, 0))[0] == 0
 
@@ -35,6 +35,13 @@ def test_a_replica_that_finds_no_room_for_another_job_counts_as_full_however_man
             assert places_taken(making, asked, places) >= places, (limit, asked)
     assert places_taken(1, 1, 8) == 1
     assert places_taken(0, 8, 8) == 0
+
+
+@pytest.mark.parametrize("places", range(2, 17))
+def test_one_caller_that_asks_for_a_picture_at_a_time_needs_no_second_replica(places: int) -> None:
+    settings = Settings(model="tiny", device="cpu", cpu_threads=1, max_batch_size=places, max_replicas=9)
+    config = text_to_image(settings)._bound_deployment._deployment_config.autoscaling_config
+    assert by_pictures(context(config.target_ongoing_requests, places_taken(1, 1, places)))[0] <= 1
 
 
 def test_the_policy_counts_what_every_replica_tells() -> None:

@@ -32,7 +32,8 @@ from app.schemas import (
 
 logger = logging.getLogger(__name__)
 
-TRIAL_S = 10.0  # of a picture that shows whether any can be made; Serve waits 30 s for the answer
+TRIAL_S = 10.0  # of a picture that shows whether any can be made, a small one; Serve waits 30 s for the answer
+TRIAL = ImageRequest(prompt="trial", num_inference_steps=1, seed=0, width=64, height=64)
 
 
 class ImageEngine:
@@ -96,9 +97,9 @@ class ImageEngine:
             raise RefusedRequest(ErrorDetail.of("image", "must not be given: this model has no image-to-image pipeline", None))
         return self._editing
 
-    def warm_up(self, timeout_s: float | None = None) -> None:
+    def warm_up(self) -> None:
         """Make a picture, so that the first caller does not pay for what is done only once."""
-        self.generate(ImageRequest(prompt="warm-up", num_inference_steps=2, seed=0), previews=True, timeout_s=timeout_s)
+        self.generate(ImageRequest(prompt="warm-up", num_inference_steps=2, seed=0), previews=True)
 
     def check_health(self) -> None:
         """Raises if no picture can be made any more. If the last one failed, another is tried: some errors of a GPU stay for ever, and come
@@ -106,7 +107,7 @@ class ImageEngine:
         self._batcher.check_health()
         if self._in_doubt:
             with suppress(DeadlinePassed):
-                self.warm_up(timeout_s=TRIAL_S)
+                self.generate(TRIAL, timeout_s=TRIAL_S)
 
     def close(self) -> None:
         """Requests that run or wait fail with `EngineStopped`, and no thread is left."""

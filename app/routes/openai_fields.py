@@ -24,7 +24,7 @@ FIELDS = """
 | `n` | 1-10 pictures, no more than a batch holds, made together with seeds `seed`, `seed` + 1, ...; each can be had alone by its seed |
 | `size` | `auto` (the model's own) or `WIDTHxHEIGHT` within its limits |
 | `quality` | steps: `low` half, `high`, `xhigh`, `max`, `hd` twice, any other the model's own number; `num_inference_steps` wins |
-| `response_format` | `b64_json` (default), or `url`: permalinks, where the pictures are made when they are fetched |
+| `response_format` | `b64_json` (default), or `url`: permalinks, where they are made when fetched, with the token if one is wanted |
 | `output_format` | `png` (default, with its settings inside), `jpeg`, `webp` |
 | `output_compression` | 0-100, for `jpeg` and `webp` |
 | `stream`, `partial_images` | `image_generation.partial_image` (0-3 of them) and `image_generation.completed` events |
@@ -39,7 +39,7 @@ The stream has no token counts to tell: `usage` holds zeros.
 
 
 class GenerationsBody(BaseModel):
-    """What both addresses take. `events` is what the names of a stream's events begin with."""
+    """What both addresses take."""
 
     event_prefix: ClassVar[str] = "image_generation"
     model_config = ConfigDict(

@@ -9,6 +9,7 @@ be stopped at any time.
 
 import argparse
 import copy
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,12 @@ def save(pipe: StableDiffusionPipeline, out: Path) -> None:
     unet, text_encoder, vae = (copy.deepcopy(part).eval() for part in (pipe.unet, pipe.text_encoder, pipe.vae))
     # Unlike diffusers, transformers loads weights as they were saved: in half precision the two would not fit together.
     saved = assemble(vae.half(), text_encoder.float(), pipe.tokenizer, unet.half())
-    saved.save_pretrained(out)
+    with tempfile.TemporaryDirectory(dir=out.parent) as part:  # so that whatever stops it leaves a whole checkpoint
+        saved.save_pretrained(part)
+        for file in [path for path in Path(part).rglob("*") if path.is_file()]:
+            place = out / file.relative_to(part)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place)
     samples.sheet(saved.to(torch.float32)).save(out.with_name(f"{out.name}-samples.png"))
 
 
