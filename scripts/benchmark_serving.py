@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,7 +172,8 @@ def _litserve(rows_file: Path) -> Iterator[Way]:
         _wait_for(f"http://127.0.0.1:{port}/health", server)
         yield Way(LIT, f"http://127.0.0.1:{port}/imagine", lambda: rows.value, "POST")
     finally:
-        os.killpg(server.pid, 15)
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
 
 
@@ -213,7 +214,8 @@ def main(argv: list[str] | None = None) -> int:
     add_options(parser)
     args = parser.parse_args(argv)
     for end in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(end, lambda number, frame: sys.exit(128 + number))  # so that what was started is stopped
+        if signal.getsignal(end) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(end, lambda number, frame: sys.exit(128 + number))  # so that what was started is stopped
     os.environ |= {"RAY_worker_niceness": "0"}  # Ray's own is 15: LitServe would come first
     with tempfile.TemporaryDirectory() as folder, serving.cluster() as address:
         told = surroundings(args)

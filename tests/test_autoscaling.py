@@ -17,12 +17,11 @@ def context(target: float, *pictures: float) -> AutoscalingContext:
     return AutoscalingContext(**fields | {"aggregated_metrics": {"pictures": made}, "config": config})
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 5, 8, 13])
-def test_replicas_that_make_all_they_can_become_more_and_idle_ones_fewer(batch: int) -> None:
+@pytest.mark.parametrize(("batch", "large"), [(1, 1), (2, 2), (3, 2), (5, 4), (8, 6), (13, 10)])
+def test_replicas_that_make_all_they_can_become_more_and_idle_ones_fewer(batch: int, large: int) -> None:
     deployment = text_to_image(Settings(model="tiny", device="cpu", cpu_threads=1, max_batch_size=batch, max_replicas=9))._bound_deployment
     config = deployment._deployment_config.autoscaling_config
     assert config.policy.get_policy()(context(config.target_ongoing_requests, batch))[0] > 1, "one replica, full"
-    large = places_for_large(batch)
     assert config.policy.get_policy()(context(config.target_ongoing_requests, large, large))[0] > 2, "two, full of large pictures"
     assert config.policy.get_policy()(context(config.target_ongoing_requests, 0, 0))[0] == 0
 

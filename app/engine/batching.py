@@ -137,7 +137,7 @@ class Batcher:
         self._calls = [call for call in self._calls if not call.future.done()]
         if (aside := self._call_aside) is not None and (aside.future.done() or aside.needs_room):
             self._call_aside = None
-            self._calls += [] if aside.future.done() else [aside]
+            self._calls += [] if aside.future.done() or aside.task.stop_reason() else [aside]
         with self._changed:
             for task in list(self._queue):
                 if reason := task.stop_reason():

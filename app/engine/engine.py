@@ -33,7 +33,7 @@ from app.schemas import (
 logger = logging.getLogger(__name__)
 
 TRIAL_S = 10.0  # of a picture that shows whether any can be made, a small one; Serve waits 30 s for the answer
-TRIAL = ImageRequest(prompt="trial", num_inference_steps=1, seed=0, width=64, height=64)
+TRIAL = ImageRequest(prompt="trial", num_inference_steps=2, seed=0, width=64, height=64)
 
 
 class ImageEngine:

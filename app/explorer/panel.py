@@ -32,7 +32,7 @@ class PromptExplorer(widgets.VBox):
     def __init__(self, source: ImageSource) -> None:
         self._source = source
         self._work: Work | None = None
-        self._starting = threading.Lock()  # Enter starts in a thread of its own, a click in the kernel's
+        self._starting = threading.RLock()  # Enter starts in a thread of its own, a click in the kernel's
         self._shown = False  # whether there is a form
         self.about = widgets.HTML()
         self.about.add_class("imagine-about")

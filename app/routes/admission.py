@@ -4,8 +4,8 @@ Everybody waits here and not in Ray Serve, whose queues tell neither positions n
 number of those that wait is too large, or if its deadline cannot be met.
 
 The next one is who came earliest, each handicapped by the seconds of work it brings: a small request passes large ones that came a little
-before it, and nobody is passed for longer than their own work takes. Pictures much larger than the model's own never take all places,
-but for those that one request asks for together.
+before it, and nobody is passed for longer than their own work takes. Pictures much larger than the model's own never take all places
+where there are more than two, but for those that one request asks for together.
 """
 
 import asyncio
@@ -47,6 +47,7 @@ class Ticket(Load):
     started: asyncio.Event = field(default_factory=asyncio.Event)
     started_at: float | None = None
     picture_seconds_before: float = 0.0  # of everybody, when it started
+    rates: Rates | None = None  # that its end teaches
 
 
 class Line:
@@ -96,8 +97,7 @@ class Line:
             self._waiting.remove(ticket)
         elif ticket in self._running:
             self._running.remove(ticket)
-            if done:
-                self._learn(ticket)
+            self._learn(ticket, done)
         self._start_next()
 
     def outlook(self, ticket: Ticket) -> Queued:
@@ -116,6 +116,7 @@ class Line:
 
     def changed_model(self, native_work: float, rate: float) -> None:
         """What was learned of the one before says nothing about it."""
+        self._catch_up()
         self._native_work, self._rates = native_work, Rates(rate)
 
     @property
@@ -166,7 +167,7 @@ class Line:
         while ticket := next_to_start(self._waiting, room):
             room.take(ticket)
             self._waiting.remove(ticket)
-            ticket.started_at, ticket.picture_seconds_before = self._clock(), self._picture_seconds
+            ticket.started_at, ticket.picture_seconds_before, ticket.rates = self._clock(), self._picture_seconds, self._rates
             self._running.append(ticket)
             ticket.started.set()
 
@@ -180,10 +181,11 @@ class Line:
             done = passed * self._rate(pictures) * ticket.pictures / pictures
             ticket.work = max(ticket.work - done, 0.02 * ticket.whole)
 
-    def _learn(self, ticket: Ticket) -> None:
+    def _learn(self, ticket: Ticket, done: bool) -> None:
         took = self._clock() - (ticket.started_at or 0.0)
-        if took <= 0:
+        if took <= 0 or ticket.rates is None:
             return
         at_once = max((self._picture_seconds - ticket.picture_seconds_before) / took, 1.0)
         busy = min(at_once, self.replicas)
-        self._rates.learn(at_once / busy, ticket.whole / took * at_once / ticket.pictures / busy)
+        learn = ticket.rates.learn if done else ticket.rates.bound
+        learn(at_once / busy, ticket.whole / took * at_once / ticket.pictures / busy)

@@ -10,6 +10,7 @@ from typing import TypeVar
 from app.schemas import Capabilities, ImageRequest
 
 NEWEST_WEIGHS = 0.25
+SLOWER = 0.9  # than what was just missed
 SAME = 1 + 1e-9  # apart by rounding alone
 OF_EVERY_STEP = 0.5  # what a step costs at any size, as a share of the model's own: 0.2 in a full batch to 0.9 alone, for the bundled one
 
@@ -35,10 +36,15 @@ class Rates:
         self._known[number] = rate if known is None else known + NEWEST_WEIGHS * (rate - known)
         self._best[number] = max(self._best.get(number, 0.0), rate)
 
+    def bound(self, at_once: float, rate: float) -> None:
+        """Nothing was done yet at this rate, so it is not as fast as that, and those who give as little time again would miss it too."""
+        number = max(1, round(at_once))
+        self._best[number] = min(self._best.get(number, rate), SLOWER * rate)
+
     def at(self, at_once: float, *, best: bool = False) -> float:
         """The rate at the nearest number that was seen; the lower one, which promises less, if two are as near."""
-        nearest = min(self._known, key=lambda number: (abs(number - at_once), number))
-        return (self._best if best else self._known)[nearest]
+        rates = self._best if best else self._known
+        return rates[min(rates, key=lambda number: (abs(number - at_once), number))]
 
 
 @dataclass(slots=True, eq=False)

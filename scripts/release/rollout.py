@@ -232,7 +232,7 @@ class Rollout:
                 "there is no version before it to go back to, so it was left as it is. To end it: python scripts/rollout.py terminate --yes"
             )
             return Exit.STUCK
-        as_before = {"RUNNING", before.state}
+        as_before = {"RUNNING"} | ({before.state} & BROKEN)
         try:
             self._repeat(lambda: self._undo(old))
             end = self._wait(

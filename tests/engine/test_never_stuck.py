@@ -88,6 +88,14 @@ def test_a_trial_picture_that_has_to_wait_for_others_is_no_sign_of_illness(
     assert tried < 30, "Serve gives a check no more"
 
 
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux", "pixart"])
+def test_every_kind_of_pipeline_can_make_the_trial_picture(start: Engines, family: str) -> None:
+    engine = start(small(family, **{"use_resolution_binning": False} if family == "pixart" else {}))
+    engine._in_doubt = True
+    engine.check_health()
+    assert not engine._in_doubt
+
+
 def test_a_decoding_beside_the_steps_that_never_ends_fails_the_health_check(
     loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,30 @@ def test_one_slow_picture_does_not_shut_out_for_ever_those_who_give_less_time() 
         service.enter("c", 20, given_s=1.5)  # never was there a picture as fast as that
 
 
+def test_who_was_let_in_by_the_best_rate_and_misses_is_the_last_to_be() -> None:
+    service = Service(batch=1)
+    for name in ("slow", "slower"):
+        ticket = service.enter(name, 20)
+        service.now += 20.0
+        service.line.leave(ticket, done=True)
+        del service.left[name]
+    late = service.enter("late", 20, given_s=2.5)
+    service.now += 2.4  # a little of it was gone before
+    service.line.leave(late, done=False)
+    with pytest.raises(DeadlineTooShort):
+        service.enter("another", 20, given_s=2.5)
+
+
+def test_a_picture_of_the_model_before_teaches_nothing_about_this_one() -> None:
+    service = Service(batch=1)
+    before = service.enter("before", 20)
+    service.line.changed_model(native_work=20, rate=1)
+    service.now += 1.0
+    service.line.leave(before, done=True)
+    service.enter("a", 20)
+    assert service.enter("b", 20).expected_wait_s == pytest.approx(20)
+
+
 def test_those_that_wait_are_told_their_place_and_when_it_is_their_turn() -> None:
     service = Service(batch=1)
     service.enter("a", 20)

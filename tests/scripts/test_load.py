@@ -62,10 +62,12 @@ def meeting(number: int) -> Iterator[str]:
     thread = threading.Thread(target=run)
     thread.start()
     assert listening.wait(30)
-    yield address[0]
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(30)
-    loop.close()
+    try:
+        yield address[0]
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(30)
+        loop.close()
 
 
 def test_the_callers_of_a_closed_loop_ask_at_once() -> None:

@@ -113,7 +113,7 @@ def test_a_prompt_that_breaks_a_rule_is_said_before_anything_is_started(free_por
 )
 def test_what_this_machine_does_not_have_is_said_and_not_waited_for(free_port: int, setting: str, value: str, said: str) -> None:
     command = ["bash", "scripts/start.sh", "--port", str(free_port)]
-    environment = os.environ | {f"IMAGINE_{setting}": value}
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", f"IMAGINE_{setting}": value}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert said in done.stderr
