@@ -11,7 +11,7 @@ from PIL import Image
 from app.client import ImagineClient
 from app.schemas import ImageRequest
 from tests.cluster.test_serving import ROWS_OF_A_STEP, eventually
-from tests.cluster.test_worst_day import LARGE, LONG, connected, get, grows
+from tests.cluster.test_worst_day import LONG, connected, get, grows
 from tests.engine.together import pixels
 
 
@@ -32,12 +32,3 @@ def test_identical_requests_share_one_generation_and_the_first_one_may_leave(
     assert denoiser_rows() - before == asked["num_inference_steps"] * ROWS_OF_A_STEP
     assert [picture.format for picture in pictures] == ["PNG", "PNG", "WEBP"]
     assert max(np.abs(pixels(picture) - expected).max() for picture in pictures[:2]) <= 1
-
-
-def test_the_last_of_identical_requests_to_leave_stops_the_work(client: ImagineClient, denoiser_rows: Callable[[], int]) -> None:
-    request_, under_way = get("/imagine", **LONG, **LARGE), grows(denoiser_rows, 4 * ROWS_OF_A_STEP)
-    with connected(client, request_), connected(client, request_):
-        eventually(under_way)
-    at_the_end = denoiser_rows()
-    client.generate(ImageRequest(prompt="the next one", num_inference_steps=8, **LARGE))  # time for as many steps of those before
-    assert denoiser_rows() - at_the_end - 8 * ROWS_OF_A_STEP <= 2 * ROWS_OF_A_STEP

@@ -98,6 +98,17 @@ def test_a_stream_shows_the_picture_as_it_forms_in_openais_own_events(spoken: op
     assert judge(last_partial.convert("RGB"), ASKED).background
 
 
+def test_a_stream_of_several_pictures_tells_each_with_its_seed(spoken: openai.OpenAI, client: ImagineClient) -> None:
+    fields = {"num_inference_steps": 4, "seed": 7}
+    events = list(spoken.images.generate(prompt=RED_HEART, n=2, size="64x64", stream=True, partial_images=1, extra_body=fields))
+    done = {event.seed: opened(event.b64_json) for event in events if isinstance(event, ImageGenCompletedEvent)}  # type: ignore[attr-defined]
+    partial = [event.seed for event in events if isinstance(event, ImageGenPartialImageEvent)]  # type: ignore[attr-defined]
+    assert sorted(done) == sorted(partial) == [7, 8]
+    for seed, picture in done.items():
+        alone = client.generate(ImageRequest(prompt=RED_HEART, num_inference_steps=4, seed=seed, width=64, height=64))
+        assert np.abs(pixels(picture) - pixels(alone.image)).max() <= 1
+
+
 def test_a_stream_without_partial_images_is_the_picture_alone(spoken: openai.OpenAI) -> None:
     (completed,) = spoken.images.generate(stream=True, **SHORT)
     assert isinstance(completed, ImageGenCompletedEvent)
