@@ -135,7 +135,7 @@ class Batcher:
         for task in self._tasks:
             task.give_up_if_stopped()
         self._calls = [call for call in self._calls if not call.future.done()]
-        if (aside := self._call_aside) is not None and (aside.future.done() or aside.needs_room):
+        if (aside := self._call_aside) is not None and aside.is_over_aside:
             self._call_aside = None
             self._calls += [] if aside.future.done() or aside.task.stop_reason() else [aside]
         with self._changed:
@@ -166,8 +166,8 @@ class Batcher:
             self._changed.wait_for(self._has_news, SECONDS_BETWEEN_LOOKS if self._tasks or self._queue else None)
 
     def _has_news(self) -> bool:
-        aside_is_done = (aside := self._call_aside) is not None and (aside.future.done() or aside.needs_room)
-        return self._end is not None or self._has_room or aside_is_done or any(task.can_go_on for task in self._tasks)
+        over_aside = self._call_aside is not None and self._call_aside.is_over_aside
+        return self._end is not None or self._has_room or over_aside or any(task.can_go_on for task in self._tasks)
 
     def _next_calls(self) -> list[Call]:
         """Those that the policy picks, if any is due. What is no step goes first."""

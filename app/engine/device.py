@@ -43,6 +43,11 @@ class Call:
         """Calls of a kind can be joined, but for those that are alone."""
         return ALONE if self.arguments.signature is None else (self.shared, self.arguments.signature)
 
+    @property
+    def is_over_aside(self) -> bool:
+        """Answered there, or given back."""
+        return self.future.done() or self.needs_room
+
     def alone(self) -> Any:  # noqa: ANN401
         return self.shared.alone(*self.args, **self.kwargs)
 

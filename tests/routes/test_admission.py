@@ -42,6 +42,12 @@ class Service:
             self.line.leave(self.left.pop(first)[0], done=True)
             self._note_starts()
 
+    def make_one_slowly(self, work: float, seconds: float) -> None:
+        """Alone, whatever the rate."""
+        ticket = self.line.enter(work, 1, FOREVER)
+        self.now += seconds
+        self.line.leave(ticket, done=True)
+
     def _note_starts(self) -> None:
         self.started |= {name: self.now for name, (ticket, _) in self.left.items() if ticket.started.is_set() and name not in self.started}
 
@@ -105,10 +111,7 @@ def test_one_slow_picture_does_not_shut_out_for_ever_those_who_give_less_time() 
     service = Service(batch=1)
     service.enter("first", 20)
     service.run()
-    slow = service.enter("slow", 20)
-    service.now += 20.0
-    service.line.leave(slow, done=True)
-    del service.left["slow"]
+    service.make_one_slowly(20, seconds=20)
     service.enter("a", 20, given_s=2.5)  # which nothing else shows to be enough
     with pytest.raises(DeadlineTooShort):
         service.enter("b", 20, given_s=2.5)  # while somebody else runs it is not
@@ -119,11 +122,8 @@ def test_one_slow_picture_does_not_shut_out_for_ever_those_who_give_less_time() 
 
 def test_who_was_let_in_by_the_best_rate_and_misses_is_the_last_to_be() -> None:
     service = Service(batch=1)
-    for name in ("slow", "slower"):
-        ticket = service.enter(name, 20)
-        service.now += 20.0
-        service.line.leave(ticket, done=True)
-        del service.left[name]
+    for _ in range(2):
+        service.make_one_slowly(20, seconds=20)
     late = service.enter("late", 20, given_s=2.5)
     service.now += 2.4  # a little of it was gone before
     service.line.leave(late, done=False)
