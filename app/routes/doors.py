@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from pydantic import SecretStr
+from ray.exceptions import TaskCancelledError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,6 +37,7 @@ class Doors:
             await self._inner(scope, receive, send)
             return
 
+        receive = _without_serves_error(receive)
         scope.setdefault("state", {})["arrived"] = time.monotonic()
         began = False
 
@@ -110,6 +112,18 @@ def local_path(scope: Scope) -> str:
 def _too_large(length: int, most: int) -> ErrorAnswer:
     detail = ErrorDetail.of("body", f"must be at most {most} bytes", f"{length} bytes or more")
     return ErrorAnswer(error="invalid_request", message=str(detail), details=[detail])
+
+
+def _without_serves_error(receive: Receive) -> Receive:
+    """When a caller leaves, Serve may cancel its own call that waits for that, and raise it here."""
+
+    async def received() -> Message:
+        try:
+            return await receive()
+        except TaskCancelledError:
+            return {"type": "http.disconnect"}
+
+    return received
 
 
 def _once_more(message: Message, receive: Receive) -> Receive:

@@ -1,6 +1,7 @@
 """A service with one place: who waits, who is turned away, who may come in."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +12,10 @@ import requests
 from ray import serve
 
 from app.client import AccessDenied, ImagineClient
-from app.schemas import ErrorAnswer, GeneratedImage, ImageRequest, Queued
+from app.routes.ingress import running_replicas
+from app.schemas import ErrorAnswer, GeneratedImage, ImageRequest, Progress, Queued
 from tests.cluster.test_serving import eventually, serve_tiny
-from tests.cluster.test_worst_day import LONG
+from tests.cluster.test_worst_day import LARGE, LONG
 
 TOKENS = ("a-token-of-a-good-length", "another-one-for-rotation")
 SECRET = "pomegranates on a velvet sofa"
@@ -109,19 +111,22 @@ def place_of(client: ImagineClient, request: ImageRequest) -> int | None:
 
 
 def test_every_replica_has_its_places_in_the_queue(cluster: str, client: ImagineClient) -> None:
-    serve_tiny("two", min_replicas=2, max_replicas=2, max_batch_size=1, cpu_threads=1)
+    serve_tiny("two", min_replicas=2, max_replicas=2, max_batch_size=1, cpu_threads=1, max_queue_s=600)
+    first, second, third = (ImageRequest.model_validate(LONG | LARGE | {"seed": seed}) for seed in range(3))
+    begun, leave = threading.Event(), threading.Event()
+    two = ImagineClient(f"{cluster}/two")
     try:
-        two = ImagineClient(f"{cluster}/two")
-        two.wait_until_ready(timeout_s=120)
-
-        def places() -> list[int | None]:
-            with contextlib.ExitStack() as open_:
-                asked = [ImageRequest.model_validate(LONG | {"seed": seed}) for seed in range(2)]
-                told = [next(open_.enter_context(two.stream(one))) for one in asked]
-                return [*(news.position for news in told if isinstance(news, Queued)), place_of(two, asked[0])]
-
-        eventually(lambda: places() == [0, 0, 1], within_s=120)
+        eventually(lambda: running_replicas("two", "TextToImage") == 2, within_s=180)
+        with ThreadPoolExecutor(1) as thread:
+            picture = thread.submit(two.generate, first, lambda progress: begun.set(), leave)
+            assert begun.wait(60)
+            with two.stream(second) as told:
+                assert any(isinstance(news, Progress) for news in told)
+                assert place_of(two, third) == 1
+                assert not picture.done(), "the second one got its place"
+            leave.set()
     finally:
+        leave.set()
         serve.delete("two")
 
 

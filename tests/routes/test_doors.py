@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+from ray.exceptions import TaskCancelledError
 from starlette.types import Message, Receive, Scope, Send
 
 from app.engine.engine import ImageEngine
@@ -87,6 +88,22 @@ def test_a_caller_that_leaves_in_the_middle_of_its_body_never_reaches_a_route() 
     scope = {"type": "http", "method": "POST", "path": "/replay", "headers": [(b"content-type", b"image/png")]}
     asyncio.run(doors.Doors(route, "test", (), 1000, 1000)(scope, receive, send))
     assert reached == []
+
+
+def test_serves_own_error_when_a_caller_leaves_is_no_error_of_the_service() -> None:
+    heard: list[Message] = []
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        heard.append(await receive())
+
+    async def receive() -> Message:
+        raise TaskCancelledError
+
+    async def send(message: Message) -> None:
+        raise ConnectionError("nobody is there")
+
+    asyncio.run(doors.Doors(route, "test", (), 1000, 1000)({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send))
+    assert heard == [{"type": "http.disconnect"}]
 
 
 def test_a_body_that_does_not_say_how_long_it_is_is_not_read_to_its_end_if_it_is_too_long() -> None:
