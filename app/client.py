@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
@@ -93,12 +93,14 @@ class ImagineClient:
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url must begin with http:// or https://, got {base_url!r}")
-        if not _has_host(base_url):
+        if (host := _host_of(base_url)) is None:
             raise ValueError(f"base_url must have a host, and a number as its port if any, got {base_url!r}")
         token = (token or "").strip()  # a file's last line ends too
         if not (token.isascii() and token.isprintable()):
             raise ValueError("token must be printable ASCII")
         self.base_url = base_url.rstrip("/")
+        # A proxy that the environment names cannot reach this machine's own services.
+        self._proxies = {"no_proxy": host} if host in ("localhost", "127.0.0.1", "::1") else None
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         if timeout_s is not None:
             self._headers["X-Request-Timeout-Seconds"] = str(timeout_s)
@@ -216,9 +218,7 @@ class ImagineClient:
                 self._get("/readyz", answer_within_s=min(LONGEST_SILENCE_S, max(deadline - time.monotonic(), POLL_INTERVAL_S)))
                 return
             except ImagineError as error:
-                if not alive() or time.monotonic() > deadline:
-                    raise
-                if isinstance(error, AccessDenied):
+                if isinstance(error, AccessDenied) or not alive() or time.monotonic() > deadline:
                     raise
             time.sleep(POLL_INTERVAL_S)
 
@@ -232,8 +232,9 @@ class ImagineClient:
 
     def _ask(self, method: str, path: str, answer_within_s: float, **options: Any) -> requests.Response:  # noqa: ANN401
         try:
+            timeout = CONNECT_TIMEOUT_S, answer_within_s
             answer = requests.request(
-                method, self.base_url + path, auth=self._authorized, timeout=(CONNECT_TIMEOUT_S, answer_within_s), **options
+                method, self.base_url + path, auth=self._authorized, timeout=timeout, proxies=self._proxies, **options
             )
             if not answer.ok:
                 raise _error(answer, _told_error(answer))
@@ -253,12 +254,11 @@ class ImagineClient:
         return request
 
 
-def _has_host(base_url: str) -> bool:
-    try:
+def _host_of(base_url: str) -> str | None:
+    with suppress(ValueError):
         address = urlsplit(base_url)
-        return address.hostname is not None and address.port != 0
-    except ValueError:
-        return False
+        return address.hostname if address.port != 0 else None
+    return None
 
 
 def _told_error(answer: requests.Response) -> ErrorAnswer:

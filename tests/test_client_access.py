@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 from app import png
 from app.client import AccessDenied, ImagineClient
 from app.engine.engine import ImageEngine
-from tests.test_client import STAR, answering
+from tests.test_client import STAR, EngineBackend, answering, serving
 
 
 @pytest.mark.parametrize("address", ["http://", "http://127.0.0.1:80O0", "https://:8000", "http://127.0.0.1:80000"])
@@ -35,6 +35,17 @@ def test_the_token_is_sent_without_the_end_of_its_line_and_in_place_of_what_a_ne
     with answering(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno", heard) as url, pytest.raises(AccessDenied):
         ImagineClient(url, token="right\n").generate(STAR)
     assert b"\r\nAuthorization: Bearer right\r\n" in heard[0]
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_what_this_machine_serves(engine: ImageEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[bytes] = []
+    with serving(EngineBackend(engine)) as url, answering(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno", heard) as proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert ImagineClient(url).capabilities.model == "tiny"
+        with pytest.raises(AccessDenied):
+            ImagineClient("http://imagine.example").generate(STAR)
+    assert [request.split(b" ")[1].partition(b"?")[0] for request in heard] == [b"http://imagine.example/imagine"]
 
 
 def test_what_a_newer_service_tells_of_a_picture_does_not_cost_the_picture(engine: ImageEngine) -> None:

@@ -180,23 +180,27 @@ def test_a_dead_replica_loses_nothing_and_is_replaced(client: ImagineClient, den
 
 def test_a_deadline_that_passes_in_the_middle_is_a_504(client: ImagineClient) -> None:
     asked = ImageRequest(prompt="a star", num_inference_steps=80, seed=1)
-    began = time.monotonic()
-    client.generate(asked)
-    alone = time.monotonic() - began
     model = serve.get_deployment_handle("TextToImage", "imagine")  # past the queue, so that nobody can foresee the crowd
-    crowd = [
-        model.generate.remote([asked.model_copy(update={"width": width, "height": 256}).resolved(client.capabilities)], 8 * alone)
-        for width in (192, 208, 224, 240, 256)
-    ]
-    answer = requests.get(
-        f"{client.base_url}/imagine",
-        asked.model_dump(exclude_none=True),
-        headers={"X-Request-Timeout-Seconds": str(max(1.0, 2.5 * alone))},
-        timeout=120,
-    )
-    assert (answer.status_code, answer.json()["error"]) == (504, "deadline_passed")
-    for one in crowd:
-        one.cancel()
+
+    def answer_in_a_crowd() -> tuple[int, str | None]:
+        began = time.monotonic()
+        client.generate(asked)
+        alone = time.monotonic() - began
+        crowd = [
+            model.generate.remote([asked.model_copy(update={"width": width, "height": 256}).resolved(client.capabilities)], 8 * alone)
+            for width in (192, 208, 224, 240, 256)
+        ]
+        try:
+            given = {"X-Request-Timeout-Seconds": str(max(1.0, 2.5 * alone))}
+            answer = requests.get(f"{client.base_url}/imagine", asked.model_dump(exclude_none=True), headers=given, timeout=120)
+        finally:
+            for one in crowd:
+                one.cancel()
+        is_picture = answer.headers["Content-Type"] == "image/png"
+        return answer.status_code, None if is_picture else answer.json()["error"]
+
+    # A machine that stood still while it was alone gives too much time, or has taught the queue to let nobody in.
+    eventually(lambda: answer_in_a_crowd() == (504, "deadline_passed"), within_s=120)
 
 
 def test_everything_is_counted(client: ImagineClient) -> None:
