@@ -30,7 +30,8 @@ def while_loading() -> dict[str, requests.Response]:
 @pytest.fixture(scope="module")
 def narrow(cluster: str, client: ImagineClient, while_loading: dict[str, requests.Response]) -> Iterator[ImagineClient]:
     """One picture at a time, two may wait, a token opens it, and it logs prompts."""
-    serve_tiny("narrow", max_queued_requests=2, max_batch_size=1, tokens=",".join(TOKENS), max_tries=1, log_prompts=True)
+    door = {"tokens": ",".join(TOKENS), "max_queued_requests": 2, "max_queue_s": 600}  # a slow machine turns nobody away for the time alone
+    serve_tiny("narrow", max_batch_size=1, max_tries=1, log_prompts=True, **door)
     narrow = ImagineClient(f"{cluster}/narrow", TOKENS[1], retries=20)
     eventually(lambda: requests.get(f"{narrow.base_url}/healthz", timeout=30).status_code == 200)
     while_loading["ready"] = requests.get(f"{narrow.base_url}/readyz", timeout=30)
