@@ -1,9 +1,11 @@
 """Step-level continuous batching: the pipelines of all requests take turns in one thread, where their calls of a module meet.
 
 Each is the stock pipeline, untouched. It runs until it calls a module, and goes on when the answer is there; calls that fit are computed
-as one. So requests join and leave at any step, and no two pipelines ever run at the same time; only what they tell their callers, and
-modules that would hold up the steps of others for long, run in other threads. Continuous batching is from Yu et al. 2022 (Orca); here a
-denoising step is the unit.
+as one. So requests join and leave at any step, and no two pipelines ever run at the same time; only what they tell their callers, and on
+a CPU the calls themselves, are in other threads. Continuous batching is from Yu et al. 2022 (Orca); here a denoising step is the unit.
+
+CPU threads that share one call meet after each of its hundreds of parts, and if another process needs one of the CPUs, all of them wait
+for it every time. So as soon as there is a request for each thread, each computes its own share of the calls: these meet nowhere.
 """
 
 import functools
@@ -12,7 +14,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,36 +24,38 @@ from torch import nn
 from app.engine.device import ALONE, Batch, Call, Device
 from app.engine.joining import SharedMethod
 from app.engine.policy import FairShare
-from app.engine.task import StopReason, Task, settle
+from app.engine.task import StopReason, Task
 from app.engine.threads import compute_with
 from app.schemas import EngineStopped
 
 logger = logging.getLogger(__name__)
 
-SHORT = 0.25  # of a step: so much may be computed between two of them, because beside them it would take more away from them
 PATIENCE_S = 0.2  # after which the others go on without a request whose caller takes long over what it is told
 SECONDS_BETWEEN_LOOKS = 0.02  # at whether a request that waits was cancelled
 STUCK_AFTER_S = 300.0
 
 
 class Batcher:
-    """Runs up to `max_tasks` at once, others in the order they came, and computes with `cpu_threads`; `on_batch` is told of every step."""
+    """Runs up to `max_tasks` at once, others in the order they came, and computes with `cpu_threads`; `on_batch` is told of every step.
 
-    def __init__(self, max_tasks: int, cpu_threads: int, on_batch: Callable[[Batch], None]) -> None:
+    With `apart`, which is for CPUs, several calls are computed at the same time by a thread each, while there are requests for all threads.
+    """
+
+    def __init__(self, max_tasks: int, cpu_threads: int, on_batch: Callable[[Batch], None], *, apart: bool = False) -> None:
         self._max_tasks = max_tasks
-        self._policy = FairShare(max_tasks)
-        self._device = Device(self._policy, on_batch)
+        self._device = Device(FairShare(max_tasks), on_batch)
         self._warned_of_lists = False
         self._changed = threading.Condition()
         self._queue: deque[Task] = deque()
         self._tasks: list[Task] = []
         self._calls: list[Call] = []  # that wait
         self._cpu_threads = cpu_threads
-        self._room = 0.0  # seconds until the next step that are left for what is none
-        self._aside = ThreadPoolExecutor(1, "aside", compute_with, (1,))
-        self._call_aside: Call | None = None
+        self._most_lanes = max(2, cpu_threads) if apart else 0  # a long decoding leaves one to the steps of others
+        self._lanes = ThreadPoolExecutor(max(1, self._most_lanes), "lane", compute_with, (1,))
+        self._in_lanes = False
+        self._at_work: dict[Call, float] = {}  # the first of the calls in each lane, and since when
+        self._lane_is_free = False  # since the last look
         self._busy_since: float | None = None
-        self._aside_since: float | None = None
         self._end: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="batching", daemon=True)
         self._thread.start()
@@ -60,7 +64,7 @@ class Batcher:
         """Raises `EngineStopped` if the thread has ended, or has been at one call for far too long."""
         if self._end is not None:
             raise EngineStopped("the batching thread has ended")
-        for since in (self._busy_since, self._aside_since):
+        for since in (self._busy_since, *self._at_work.values()):
             if since is not None and time.monotonic() - since > STUCK_AFTER_S:
                 raise EngineStopped(f"a call has taken more than {STUCK_AFTER_S:g} s")
 
@@ -115,10 +119,7 @@ class Batcher:
                     self._busy_since = time.monotonic()
                     self._drop_stopped()
                     self._go_on()
-                    if calls := self._next_calls():
-                        self._device.compute(calls)
-                        del calls  # or they would keep their tensors while the tasks go on
-                    else:
+                    if not self._begin_next():
                         self._busy_since = None
                         self._wait_for_news()
         except BaseException as error:
@@ -127,17 +128,14 @@ class Batcher:
         with self._changed:
             for task in (*self._tasks, *self._queue):
                 task.end(EngineStopped("the engine has stopped"))
-            self._tasks, self._calls, self._call_aside = [], [], None
+            self._tasks, self._calls = [], []
             self._queue.clear()
-        self._aside.shutdown(cancel_futures=True)
+        self._lanes.shutdown(cancel_futures=True)
 
     def _drop_stopped(self) -> None:
         for task in self._tasks:
             task.give_up_if_stopped()
         self._calls = [call for call in self._calls if not call.future.done()]
-        if (aside := self._call_aside) is not None and aside.is_over_aside:
-            self._call_aside = None
-            self._calls += [] if aside.future.done() or aside.task.stop_reason() else [aside]
         with self._changed:
             for task in list(self._queue):
                 if reason := task.stop_reason():
@@ -164,73 +162,85 @@ class Batcher:
     def _wait_for_news(self) -> None:
         with self._changed:
             self._changed.wait_for(self._has_news, SECONDS_BETWEEN_LOOKS if self._tasks or self._queue else None)
+            self._lane_is_free = False
 
     def _has_news(self) -> bool:
-        over_aside = self._call_aside is not None and self._call_aside.is_over_aside
-        return self._end is not None or self._has_room or over_aside or any(task.can_go_on for task in self._tasks)
+        return self._end is not None or self._has_room or self._lane_is_free or any(task.can_go_on for task in self._tasks)
 
-    def _next_calls(self) -> list[Call]:
-        """Those that the policy picks, if any is due. What is no step goes first."""
-        if in_need := [call for call in self._calls if call.needs_room]:
-            return self._pick({ALONE: in_need})
+    def _begin_next(self) -> bool:
+        """Compute what the policy picks: with all CPU threads here, or in a lane. Whether anything was due."""
+        at_work = [call.shared for call in list(self._at_work)]  # lanes take theirs out meanwhile
+        in_lanes = self._should_use_lanes(at_work)
+        if len(at_work) >= (self._most_lanes if in_lanes else 1):
+            return False
+        calls = self._device.pick(self._due_beside(at_work) if in_lanes else self._due())
+        self._calls = [call for call in self._calls if call not in calls]
+        if not calls:
+            return False
+        if in_lanes != self._in_lanes:
+            self._in_lanes = in_lanes
+            compute_with(1 if in_lanes else self._cpu_threads)  # MKL takes the last number that any thread of the process was given
+        if in_lanes:
+            self._at_work[calls[0]] = time.monotonic()
+            self._lanes.submit(self._compute_in_lane, calls)
+        else:
+            self._device.compute(calls)
+            calls.clear()  # the traceback of an error leads here, and must hold no tensors
+        return True
+
+    def _should_use_lanes(self, at_work: Sequence[SharedMethod]) -> bool:
+        """Also until a text or a decoding in one of them is over, which would keep everybody waiting."""
+        if any(not shared.is_denoiser for shared in at_work):
+            return True
+        return 0 < self._most_lanes <= len(self._tasks) and (bool(at_work) or any(kind != ALONE for kind in self._kinds_in_loop()))
+
+    def _kinds_in_loop(self) -> set[Hashable]:
+        """The kinds of steps of those that are at one or between two, unless they are computed now."""
+        kinds = {call.kind for call in self._calls if call.shared.is_denoiser}
+        at_others = {call.task for call in self._calls if not call.shared.is_denoiser}
+        return kinds | {task.step_kind for task in self._tasks if task.step_kind is not None and task not in at_others}
+
+    def _due(self) -> dict[Hashable, list[Call]]:
+        """The calls that could go next, by kind. What is no step goes first, pictures that end together at the same time."""
         others = [call for call in self._calls if not call.shared.is_denoiser]
-        in_loop = {task for task in self._tasks if task.step_kind is not None} - {call.task for call in others}
+        if others and not self._kinds_in_loop() and None in self._kinds_to_come():
+            return {}
+        return _by_kind(others) or self._steps_due()
+
+    def _due_beside(self, at_work: Sequence[SharedMethod]) -> dict[Hashable, list[Call]]:
+        """No module is in two lanes but for the denoiser, which every lane computes for its share of the requests."""
+        modules = {shared.module for shared in at_work}
+        others = [call for call in self._calls if not call.shared.is_denoiser and call.shared.module not in modules]
+        if others:
+            return _by_kind(others[:1])
+        if sum(shared.is_denoiser for shared in at_work) >= self._cpu_threads:
+            return {}
+        return self._steps_due(most=math.ceil(len(self._tasks) / self._cpu_threads))
+
+    def _steps_due(self, most: int | None = None) -> dict[Hashable, list[Call]]:
+        """At `most` so many of a kind, which wait for others of theirs only if they are fewer."""
         to_come = self._kinds_to_come()
-        if others and not in_loop:
-            if None in to_come:
-                return []
-            if calls := self._pick(self._not_aside(_by_kind(others))):
-                return calls
-        elif short := self._pick(self._fit_before_the_next_step(others)):
-            self._room -= sum(self._device.seconds_each[call.kind] for call in short)
-            return short
-        self._room = SHORT * self._device.step_seconds
         steps = _by_kind(call for call in self._calls if call.shared.is_denoiser)
-        return self._pick({kind: calls for kind, calls in steps.items() if kind == ALONE or kind not in to_come})
-
-    def _fit_before_the_next_step(self, others: Iterable[Call]) -> dict[Hashable, list[Call]]:
-        """As many of each kind as there is room for, the rest before a later one. What never finds room, or may not, goes aside."""
-        seconds, largest_room = self._device.seconds_each, SHORT * self._device.step_seconds
-        kinds: dict[Hashable, list[Call]] = {}
-        for kind, calls in _by_kind(others).items():
-            if kind != ALONE and seconds.get(kind, math.inf) <= largest_room:
-                kinds[kind] = calls[: int(max(self._room, 0.0) / max(seconds[kind], 1e-9))]
-            elif self._call_aside is None:  # one at a time: those that wait may go together once nobody is in the loop
-                self._call_aside = calls[0]
-                self._calls.remove(calls[0])
-                self._aside.submit(self._compute_aside, calls[0])
-        return self._not_aside({kind: calls for kind, calls in kinds.items() if calls})
-
-    def _not_aside(self, kinds: dict[Hashable, list[Call]]) -> dict[Hashable, list[Call]]:
-        """Without those of the module that is at work aside: no module is in two threads at once."""
-        if self._call_aside is None:
-            return kinds
-        at_work = self._call_aside.shared.module
-        return {kind: calls for kind, calls in kinds.items() if calls[0].shared.module is not at_work}
-
-    def _pick(self, ready: dict[Hashable, list[Call]]) -> list[Call]:
-        picked = self._device.first_of(self._policy.pick(ready)) if ready else []
-        self._calls = [call for call in self._calls if call not in picked]
-        return picked
+        full = {kind for kind, calls in steps.items() if kind == ALONE or (most is not None and len(calls) >= most)}
+        return {kind: calls[:most] for kind, calls in steps.items() if kind in full or kind not in to_come}
 
     def _kinds_to_come(self) -> set[Hashable | None]:
         """Of the next calls of requests whose callers are being told of a step, none for a decoding. Who takes long is not waited for."""
         long_ago = time.monotonic() - PATIENCE_S
         return {task.step_kind for task in self._tasks if task.telling_since > long_ago}
 
-    def _compute_aside(self, call: Call) -> None:
-        start = self._aside_since = time.monotonic()
-        if call.task.stop_reason():
-            call.future.cancel()
+    def _compute_in_lane(self, calls: list[Call]) -> None:
         try:
             with torch.inference_mode():
-                settle(call.future, functools.partial(call.shared.together, *call.args, **call.kwargs), but=(torch.OutOfMemoryError,))
-        except torch.OutOfMemoryError:
-            call.needs_room = True
-        self._aside_since = None
-        if call.future.done() and not call.future.cancelled() and call.future.exception() is None:
-            self._device.seconds_each[call.kind] = (time.monotonic() - start) / self._cpu_threads  # or a little longer, between two steps
-        self._wake()
+                self._device.compute(calls)
+        except BaseException as error:
+            logger.exception("a lane has died")
+            self._end = self._end or error
+        with self._changed:
+            del self._at_work[calls[0]]
+            calls.clear()
+            self._lane_is_free = True
+            self._changed.notify()
 
 
 def _by_kind(calls: Iterable[Call]) -> dict[Hashable, list[Call]]:

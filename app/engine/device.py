@@ -1,9 +1,10 @@
 """Where calls are computed: several as one if that gives everybody what they would have had alone, and in halves if it does not fit."""
 
 import logging
+import threading
 import time
 import traceback
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,72 +37,71 @@ class Call:
     kwargs: dict[str, Any]
     arguments: Arguments
     future: Future[Any] = field(default_factory=Future)
-    needs_room: bool = False  # beside a step it ran out of memory
 
     @cached_property
     def kind(self) -> Hashable:
         """Calls of a kind can be joined, but for those that are alone."""
         return ALONE if self.arguments.signature is None else (self.shared, self.arguments.signature)
 
-    @property
-    def is_over_aside(self) -> bool:
-        """Answered there, or given back."""
-        return self.future.done() or self.needs_room
-
     def alone(self) -> Any:  # noqa: ANN401
         return self.shared.alone(*self.args, **self.kwargs)
 
 
 class Device:
-    """Computes calls in the thread that asks. Tells `policy` how long they took, and `on_batch` of those of the denoiser."""
+    """Computes calls in the threads that ask. Tells `policy` how long they took, and `on_batch` of those of the denoiser."""
 
     def __init__(self, policy: FairShare, on_batch: Callable[[Batch], None]) -> None:
         policy.lower_limit(ALONE, 1)
+        self._lock = threading.RLock()  # for all that several threads change
         self._policy = policy
         self._on_batch = on_batch
-        self._checked: set[Hashable] = set()  # kinds whose joined output was compared
-        self.seconds_each: dict[Hashable, float] = {}  # by kind: of a call, when some were last computed
-        self.step_seconds = 0.0  # of the last step
+        self._same_joined: dict[Hashable, bool] = {}  # by kind: whether the joined output was the same, if it was compared
 
-    def first_of(self, calls: list[Call]) -> list[Call]:
-        """Two, if calls of their kind have never been joined: that is enough to see whether they can be, and soon over."""
-        return calls if calls and calls[0].kind in self._checked else calls[:2]
+    def pick(self, ready: Mapping[Hashable, Sequence[Call]]) -> list[Call]:
+        """The calls to compute next, of those that are `ready` by kind; they can no longer be cancelled.
+
+        Two, if calls of their kind have never been joined: that is enough to see whether they can be, and soon over.
+        """
+        with self._lock:
+            calls = self._policy.pick(ready) if ready else []
+            if calls and calls[0].kind not in self._same_joined:
+                calls = calls[:2]
+        return [call for call in calls if call.future.set_running_or_notify_cancel()]
 
     def compute(self, calls: list[Call]) -> None:
         """Run the calls as one and give each its part. If that fails, try two halves: only a call that fails alone fails."""
         start = time.monotonic()
         failure: Exception | None = None
         outputs: list[Any] = []
-        joined = len(calls) > 1 and calls[0].kind in self._checked
+        same = self._same_joined.get(calls[0].kind)
+        joined = len(calls) > 1 and same is True
         try:
             outputs = self._joined(calls) if joined else [call.alone() for call in calls]
-            if len(calls) > 1 and not joined:
+            if len(calls) > 1 and same is None:
                 self._check(calls, outputs)
         except Exception as error:
             failure = error
             traceback.clear_frames(error.__traceback__)  # which hold on to tensors that others need room for
         seconds = time.monotonic() - start
-        self._policy.took(calls[0].kind, seconds, joined=len(calls) if failure is None and (joined or len(calls) == 1) else None)
+        with self._lock:
+            self._policy.took(calls[0].kind, seconds, joined=len(calls) if failure is None and (joined or len(calls) == 1) else None)
         if failure is None:
-            self._hand_out(calls, outputs, seconds, joined)
+            self._hand_out(calls, outputs, joined)
         elif len(calls) == 1:
             calls[0].future.set_exception(failure)
         else:
             half = len(calls) // 2
             if isinstance(failure, torch.OutOfMemoryError):
-                self._policy.lower_limit(calls[0].kind, half, for_good=False)
+                self._lower_limit(calls[0].kind, half, for_good=False)
                 torch.cuda.empty_cache()
             self.compute(calls[:half])
             self.compute(calls[half:])
 
-    def _hand_out(self, calls: list[Call], outputs: list[Any], seconds: float, joined: bool) -> None:
-        if len(self.seconds_each) > MOST_KINDS:
-            self.seconds_each.clear()
-        self.seconds_each[calls[0].kind] = seconds / len(calls)
+    def _hand_out(self, calls: list[Call], outputs: list[Any], joined: bool) -> None:
         if calls[0].shared.is_denoiser:
-            self.step_seconds = seconds
-            for shared in [calls] if joined else [[call] for call in calls]:
-                self._on_batch(Batch(len(shared), sum(call.arguments.rows for call in shared)))
+            with self._lock:
+                for shared in [calls] if joined else [[call] for call in calls]:
+                    self._on_batch(Batch(len(shared), sum(call.arguments.rows for call in shared)))
         for call, output in zip(calls, outputs, strict=True):
             if call.shared.is_denoiser:
                 call.task.step_kind = call.kind
@@ -113,18 +113,23 @@ class Device:
     def _check(self, calls: list[Call], apart: list[Any]) -> None:
         """The first time calls of a kind meet they are run joined as well as apart. If that differs, this kind is never joined."""
         kind = calls[0].kind
-        if len(self._checked) > MOST_KINDS:
-            self._checked.clear()
         try:
             same = all(map(same_output, self._joined(calls), apart))
         except torch.OutOfMemoryError:
-            self._policy.lower_limit(kind, len(calls) // 2, for_good=False)
+            self._lower_limit(kind, len(calls) // 2, for_good=False)
             return
         except Exception as error:
             same = False
             logger.info("joining failed: %s", error)
-        self._checked.add(kind)
+        with self._lock:
+            if len(self._same_joined) > MOST_KINDS:
+                self._same_joined.clear()
+            self._same_joined[kind] = same
         if not same:
             level = logging.WARNING if calls[0].shared.is_denoiser else logging.INFO
             logger.log(level, "calls of %s change when they are joined, so they run one at a time", type(calls[0].shared.module).__name__)
-            self._policy.lower_limit(kind, 1)
+            self._lower_limit(kind, 1)
+
+    def _lower_limit(self, kind: Hashable, calls: int, *, for_good: bool = True) -> None:
+        with self._lock:
+            self._policy.lower_limit(kind, calls, for_good=for_good)

@@ -62,7 +62,8 @@ class ImageEngine:
         reason = why_alone(pipe)
         if reason is not None:
             logger.warning("%s %s, so its requests run one at a time", type(pipe).__name__, reason)
-        self._batcher = Batcher(max_batch_size if reason is None else 1, cpu_threads or torch.get_num_threads(), on_batch)
+        on_cpu = pipe.device.type == "cpu"
+        self._batcher = Batcher(max_batch_size if reason is None else 1, cpu_threads or torch.get_num_threads(), on_batch, apart=on_cpu)
         self._in_doubt = False  # since the last picture failed
         self._shared = shared(pipe, self._batcher)
         self._preview = _preview_of(pipe)

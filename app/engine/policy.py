@@ -27,8 +27,8 @@ class FairShare:
         self._kinds: dict[Hashable, Known] = {}
         self._seconds: dict[Hashable, float] = {}  # where each kind stands
         self._now = 0.0  # where that kind stood that was the furthest behind at the last pick
-        self._sharing = 1  # calls that waited of the kind picked
-        self._passed: set[Hashable] = set()  # the kinds not picked
+        self._sharing: dict[Hashable, int] = {}  # calls that waited of a kind when it was picked
+        self._passed: dict[Hashable, set[Hashable]] = {}  # the kinds that were not
 
     def pick(self, ready: Mapping[Hashable, Sequence[Call]]) -> list[Call]:
         """The calls that go next. `ready` holds those that wait by signature, the oldest and its kind first, and is not empty."""
@@ -38,15 +38,17 @@ class FairShare:
         due = [kind for kind in ready if known[kind].passed_by > MUCH_LONGER * known[kind].seconds]
         kind = min(due or ready, key=self._seconds.__getitem__)
         self._now = self._seconds[kind] = min(self._seconds[kind] for kind in ready)
-        self._sharing, self._passed = len(ready[kind]), set(ready) - {kind}
+        if len(self._sharing) > MOST_KINDS:
+            self._sharing, self._passed = {}, {}
+        self._sharing[kind], self._passed[kind] = len(ready[kind]), set(ready) - {kind}
         known[kind].passed_by = 0.0
         return list(ready[kind][: known[kind].next(len(ready[kind]))])
 
     def took(self, kind: Hashable, seconds: float, *, joined: int | None = None) -> None:
         """Calls of this kind were on the device for so long. With `joined`, that many as one: something to learn from."""
-        self._seconds[kind] = self._seconds.get(kind, self._now) + seconds / self._sharing
+        self._seconds[kind] = self._seconds.get(kind, self._now) + seconds / self._sharing.get(kind, 1)
         self._known(kind).seconds = seconds
-        for other in map(self._known, self._passed):
+        for other in map(self._known, self._passed.get(kind, ())):
             other.passed_by = max(other.passed_by, seconds)
         if joined is not None:
             self._known(kind).took(joined, seconds)

@@ -98,14 +98,12 @@ class Task:
         self._to_tell.put(None)
 
 
-def settle(future: Future[Any], function: Callable[[], Any], but: tuple[type[Exception], ...] = ()) -> None:
-    """Call `function`, unless `future` was cancelled before; it gets what that returns or raises, `but` for these errors."""
+def settle(future: Future[Any], function: Callable[[], Any]) -> None:
+    """Call `function`, unless `future` was cancelled before; it gets what that returns or raises."""
     if not future.set_running_or_notify_cancel():
         return
     try:
         result = function()
-    except but:
-        raise
     except BaseException as error:
         del function  # which holds tensors
         future.set_exception(error)

@@ -1,4 +1,4 @@
-"""CPU threads. One thread of the engine computes with many; all others, which do small things beside it, with one.
+"""CPU threads. One thread of the engine computes with many, at times when the others, which compute with one, have nothing to do.
 
 libgomp's workers wait for their next part by spinning, which takes microseconds off each of the hundreds of small parts of a denoising
 step. It gives that up for the whole process as soon as the workers of two computing threads together outnumber the CPUs, used or not: then

@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,7 +19,6 @@ from tests.engine.together import (
     assert_right,
     break_calls,
     most_shared,
-    one_held_in_the_loop,
     pixels,
     request,
     together,
@@ -73,28 +71,6 @@ class TestMemory:
         assert start(loaded).generate(request(0)).image.size == (64, 64)
         assert tiled == [False, True]
         assert not vae.use_tiling
-
-    @pytest.mark.parametrize("name", ["text_encoder", "vae"])
-    def test_what_does_not_fit_beside_a_step_is_done_between_two(
-        self, loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch, name: str
-    ) -> None:
-        expected, threads_seen = alone(loaded, request(1)), list[str]()
-        module, method = getattr(loaded.pipe, name), {"text_encoder": "forward", "vae": "decode"}[name]
-        original = getattr(module, method)
-
-        def only_between_steps(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            threads_seen.append(threading.current_thread().name)
-            assert not getattr(module, "use_tiling", False)
-            if threads_seen[-1].startswith("aside"):
-                raise torch.OutOfMemoryError
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(module, method, only_between_steps)
-        monkeypatch.setattr("app.engine.batching.SHORT", 0.0)  # all that is no step goes aside while others are in their loops
-        with one_held_in_the_loop(engine := start(loaded)):
-            made = engine.generate(request(1))
-        assert np.abs(pixels(made.image) - expected).max() <= 1
-        assert [seen for seen in threads_seen if seen.startswith("aside")]
 
 
 class TestAlone:

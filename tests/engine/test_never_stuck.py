@@ -2,8 +2,10 @@
 
 import gc
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from queue import SimpleQueue
 from typing import Any
 
@@ -51,25 +53,33 @@ def test_the_place_of_a_cancelled_request_is_free_although_its_caller_is_still_b
     assert sum(batch.rows for batch in batches) == (1 + 5) * 2
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another"])
 def test_an_error_shows_where_it_came_from_and_holds_no_tensors(
-    loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
+    loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch, beside: bool
 ) -> None:
-    samples = list[weakref.ref[torch.Tensor]]()
+    samples, breaks = list[weakref.ref[torch.Tensor]](), threading.Event()
 
     def broken(sample: torch.Tensor) -> None:
-        samples.append(weakref.ref(sample))
-        raise ZeroDivisionError
+        if breaks.is_set():
+            samples.append(weakref.ref(sample))
+            raise ZeroDivisionError
 
     break_calls(monkeypatch, loaded, broken)
     engine = start(loaded)
-    gc.disable()
-    try:
-        with pytest.raises(ZeroDivisionError) as raised:
-            engine.generate(request(0))
-        assert [sample() for sample in samples] == [None]
-        assert raised.traceback[-1].name == "broken"
-    finally:
-        gc.enable()
+    with one_held_in_the_loop(engine) if beside else nullcontext():
+        breaks.set()
+        gc.disable()
+        try:
+            with pytest.raises(ZeroDivisionError) as raised:
+                engine.generate(request(1))
+            deadline = time.monotonic() + DEADLINE_S
+            while [sample() for sample in samples] != [None]:  # the thread that computed it may not be through yet
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            assert raised.traceback[-1].name == "broken"
+        finally:
+            gc.enable()
+            breaks.clear()
 
 
 def test_a_trial_picture_that_has_to_wait_for_others_is_no_sign_of_illness(

@@ -15,12 +15,14 @@ from tests.engine.families import image_to_image, small
 from tests.engine.together import DEADLINE_S, alone, most_shared, pixels, together
 
 
-def check(loaded: Checkpoint, asked: list[ImageRequest], shared: int) -> None:
-    """Together they are as alone, and at least `shared` of them really shared calls."""
+def check(loaded: Checkpoint, asked: list[ImageRequest], shared: int, cpu_threads: int = 1, *, lanes: bool = True) -> None:
+    """Together they are as alone, and at least `shared` of them really shared calls: with one thread, all that can. Without `lanes`
+    everything is computed in one thread, as it is with a GPU."""
     expected = [alone(loaded, one) for one in asked]
     assert all(picture.std() > 1 for picture in expected)
     batches: list[Batch] = []
-    engine = ImageEngine(loaded, max_batch_size=16, max_pixels=1536 * 1536, on_batch=batches.append)
+    engine = ImageEngine(loaded, max_batch_size=16, max_pixels=1536 * 1536, cpu_threads=cpu_threads, on_batch=batches.append)
+    engine._batcher._most_lanes *= lanes
     try:
         made = [pixels(generated.image) for generated in together(engine, asked)]
     finally:
@@ -59,6 +61,17 @@ def test_mixed_requests_of_every_family(family: str) -> None:
     check(small(family), asked, shared=4)
 
 
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux", "chroma"])
+def test_two_cpu_threads_that_compute_a_part_of_the_requests_each(family: str) -> None:
+    asked = [request(number, width=64 if number < 4 else 96) for number in range(6)]
+    check(small(family), asked, shared=2, cpu_threads=2)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
+def test_without_lanes(family: str) -> None:
+    check(small(family), [request(number, width=64 if number < 4 else 96) for number in range(6)], shared=4, lanes=False)
+
+
 @pytest.mark.parametrize("scheduler", ["DPMSolverMultistepScheduler", "HeunDiscreteScheduler", "EulerDiscreteScheduler"])
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_every_noise_scheduler(family: str, scheduler: str) -> None:
@@ -79,7 +92,7 @@ def test_a_request_that_joins_half_way_and_leaves_early() -> None:
     long, short = request(0, num_inference_steps=16), request(1, num_inference_steps=8)
     expected = [alone(loaded, long), alone(loaded, short)]
     batches: list[Batch] = []
-    engine = ImageEngine(loaded, on_batch=batches.append)
+    engine = ImageEngine(loaded, cpu_threads=1, on_batch=batches.append)
     half_way, met = threading.Event(), threading.Barrier(2)
 
     def meet_at_the_fourth(progress: Progress) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from app.engine import batching
 from app.engine.checkpoint import Checkpoint
+from app.engine.device import Batch
 from app.engine.engine import ImageEngine
-from app.schemas import GenerationCancelled, Progress
+from app.schemas import EngineStopped, GenerationCancelled, Progress
 from tests.engine.together import (
     DEADLINE_S,
     Engines,
@@ -22,8 +22,10 @@ from tests.engine.together import (
     break_calls,
     lasting_three_steps,
     made_until,
+    most_shared,
     one_held_in_the_loop,
     request,
+    together,
 )
 
 Computed = list[tuple[str, str, int]]
@@ -68,18 +70,44 @@ def test_text_and_decoding_are_computed_where_the_steps_are_while_no_loop_is_und
     assert_right(loaded, made)
 
 
-@pytest.mark.parametrize(("share_of_a_step", "where"), [(0.0, "aside_0"), (1e6, "batching")])
-def test_beside_a_loop_under_way_only_what_is_known_to_be_short_is_computed_between_steps(
-    loaded: Checkpoint, seen: Computed, start: Engines, monkeypatch: pytest.MonkeyPatch, share_of_a_step: float, where: str
-) -> None:
-    monkeypatch.setattr(batching, "SHORT", share_of_a_step)
+def test_beside_a_loop_under_way_they_are_computed_in_a_lane(loaded: Checkpoint, seen: Computed, start: Engines) -> None:
     engine = start(loaded)
-    engine.generate(request(0))  # after which it is known how long each takes
     with one_held_in_the_loop(engine) as held, ThreadPoolExecutor(1) as thread:
         seen.clear()
         assert_right(loaded, thread.submit(engine.generate, request(1)).result(DEADLINE_S))
-        assert [(what, thread) for what, thread, _ in seen[:3]] == [("text", where), ("text", where), ("decode", where)]
+        assert [(what, thread[:4]) for what, thread, _ in seen[:3]] == [("text", "lane"), ("text", "lane"), ("decode", "lane")]
     assert_right(loaded, held.result(DEADLINE_S))
+
+
+def test_cpu_threads_compute_the_calls_of_several_requests_at_the_same_time(
+    loaded: Checkpoint, start: Engines, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, threads = threading.Barrier(2), set[tuple[str, int]]()
+
+    def meet(sample: torch.Tensor) -> None:
+        if threading.current_thread().name.startswith("lane") and len(threads) < 2:
+            threads.add((threading.current_thread().name, torch.get_num_threads()))
+            both.wait(DEADLINE_S)
+
+    break_calls(monkeypatch, loaded, meet)
+    for made in together(start(loaded, cpu_threads=2), [request(number) for number in range(4)]):
+        assert_right(loaded, made)
+    assert threads == {("lane_0", 1), ("lane_1", 1)}
+    assert most_shared(batches) == 2, "half of the four"
+
+
+def test_a_lane_that_dies_leaves_nobody_waiting(loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(sample: torch.Tensor) -> None:
+        if threading.current_thread().name.startswith("lane"):
+            raise SystemExit
+
+    break_calls(monkeypatch, loaded, die)
+    engine = start(loaded, cpu_threads=2)
+    with one_held_in_the_loop(engine) as held, ThreadPoolExecutor(1) as thread:
+        assert isinstance(thread.submit(engine.generate, request(1)).exception(DEADLINE_S), EngineStopped)
+    assert isinstance(held.exception(DEADLINE_S), EngineStopped)
+    with pytest.raises(EngineStopped):
+        engine.check_health()
 
 
 def test_the_steps_of_others_go_on_while_a_long_decoding_is_computed(
@@ -91,27 +119,25 @@ def test_the_steps_of_others_go_on_while_a_long_decoding_is_computed(
     with ThreadPoolExecutor(2) as threads:
         other = threads.submit(engine.generate, request(0, num_inference_steps=150), steps.put, cancel)
         steps.put(steps.get(timeout=DEADLINE_S))  # it has begun
-        for number in (1, 2):  # before it is known how long a decoding takes, and after
-            assert threads.submit(engine.generate, request(number, num_inference_steps=2)).result(DEADLINE_S)
+        assert threads.submit(engine.generate, request(1, num_inference_steps=2)).result(DEADLINE_S)
         cancel.set()
         assert isinstance(other.exception(DEADLINE_S), GenerationCancelled)
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
 def test_an_error_beside_a_loop_under_way_ends_that_request_alone(
-    loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+    loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode = loaded.pipe.vae.decode
 
-    def broken_aside(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        if threading.current_thread().name.startswith("aside"):
-            raise error
+    def broken_in_a_lane(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if threading.current_thread().name.startswith("lane"):
+            raise ZeroDivisionError
         return decode(*args, **kwargs)
 
-    monkeypatch.setattr(loaded.pipe.vae, "decode", broken_aside)
+    monkeypatch.setattr(loaded.pipe.vae, "decode", broken_in_a_lane)
     engine = start(loaded)
     with one_held_in_the_loop(engine) as held, ThreadPoolExecutor(1) as thread:
-        assert isinstance(thread.submit(engine.generate, request(1)).exception(DEADLINE_S), error)
+        assert isinstance(thread.submit(engine.generate, request(1)).exception(DEADLINE_S), ZeroDivisionError)
     engine.check_health()
     assert_right(loaded, held.result(DEADLINE_S))
 
@@ -124,7 +150,6 @@ def test_pictures_that_end_together_are_decoded_together(loaded: Checkpoint, see
 def test_decodings_that_wait_for_one_beside_the_loop_are_computed_together_once_nobody_is_in_it(
     loaded: Checkpoint, seen: Computed, start: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batching, "SHORT", 1e6)  # so that texts are never aside; of a decoding it is not known yet how long it takes
     decode, hold = Held(loaded.pipe.vae.decode), Held(lambda progress: None)
     monkeypatch.setattr(loaded.pipe.vae, "decode", decode)
     engine, denoised, deadline = start(loaded), threading.Semaphore(0), time.monotonic() + DEADLINE_S
@@ -145,7 +170,7 @@ def test_decodings_that_wait_for_one_beside_the_loop_are_computed_together_once_
         decode.go_on.set()
         made = [future.result(DEADLINE_S) for future in futures]
     decoded = [(thread, rows) for what, thread, rows in seen if what == "decode"]
-    assert decoded[0] == ("aside_0", 1)
+    assert (decoded[0][0][:4], decoded[0][1]) == ("lane", 1)
     assert max(decoded[1:], key=lambda one: one[1]) in {("batching", 2), ("batching", 3)}
     for one in made:
         assert_right(loaded, one)
