@@ -27,7 +27,9 @@ def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def settings() -> Settings:
-    return Settings(model="tiny", device="cpu", cpu_threads=2, max_batch_size=BATCH).decided(lambda: 0, lambda: 2)
+    return Settings(model="tiny", device="cpu", cpu_threads=1, max_batch_size=BATCH).decided(
+        lambda: 0, lambda: 2
+    )  # more threads share pictures out
 
 
 @pytest.fixture
