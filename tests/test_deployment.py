@@ -27,9 +27,8 @@ def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def settings() -> Settings:
-    return Settings(model="tiny", device="cpu", cpu_threads=1, max_batch_size=BATCH).decided(
-        lambda: 0, lambda: 2
-    )  # more threads share pictures out
+    # Several threads would share the pictures out among them, one has them all share a call.
+    return Settings(model="tiny", device="cpu", cpu_threads=1, max_batch_size=BATCH).decided(lambda: 0, lambda: 2)
 
 
 @pytest.fixture

@@ -28,10 +28,9 @@ def start(batches: list[Batch]) -> Iterator[Engines]:
     before = set(threading.enumerate())
     engines: list[ImageEngine] = []
 
-    def make(loaded: Checkpoint, max_batch_size: int = 8, cpu_threads: int = 1, *, lanes: bool = True) -> ImageEngine:
-        """With one thread, all that can share a call do. Without `lanes` everything is computed in one thread, as it is with a GPU."""
+    def make(loaded: Checkpoint, max_batch_size: int = 8, cpu_threads: int = 1) -> ImageEngine:
+        """With one thread, all that can share a call do."""
         engines.append(ImageEngine(loaded, max_batch_size=max_batch_size, cpu_threads=cpu_threads, on_batch=batches.append))
-        engines[-1]._batcher._most_lanes *= lanes
         return engines[-1]
 
     yield make

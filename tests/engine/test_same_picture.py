@@ -12,17 +12,17 @@ from app.engine.device import Batch
 from app.engine.engine import ImageEngine
 from app.schemas import ImageRequest, Progress
 from tests.engine.families import image_to_image, small
-from tests.engine.together import DEADLINE_S, alone, most_shared, pixels, together
+from tests.engine.together import DEADLINE_S, alone, compute_as_with_a_gpu, most_shared, pixels, together
 
 
 def check(loaded: Checkpoint, asked: list[ImageRequest], shared: int, cpu_threads: int = 1, *, lanes: bool = True) -> None:
-    """Together they are as alone, and at least `shared` of them really shared calls: with one thread, all that can. Without `lanes`
-    everything is computed in one thread, as it is with a GPU."""
+    """Together they are as alone, and at least `shared` of them really shared calls: with one thread, all that can."""
     expected = [alone(loaded, one) for one in asked]
     assert all(picture.std() > 1 for picture in expected)
     batches: list[Batch] = []
     engine = ImageEngine(loaded, max_batch_size=16, max_pixels=1536 * 1536, cpu_threads=cpu_threads, on_batch=batches.append)
-    engine._batcher._most_lanes *= lanes
+    if not lanes:
+        compute_as_with_a_gpu(engine)
     try:
         made = [pixels(generated.image) for generated in together(engine, asked)]
     finally:

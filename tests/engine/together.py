@@ -46,6 +46,11 @@ def alone(checkpoint: Checkpoint, asked: ImageRequest) -> NDArray[np.int_]:
         pipe.scheduler = own
 
 
+def compute_as_with_a_gpu(engine: ImageEngine) -> None:
+    """All of it in one thread."""
+    engine._batcher._most_lanes = 0
+
+
 def all_in_the_loop(count: int) -> Callable[[Progress], None]:
     """A progress callback that holds everybody after their first step until all `count` are there."""
     barrier = threading.Barrier(count)
