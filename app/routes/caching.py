@@ -4,20 +4,25 @@ The permalink spells out every field, the model's revision and the service's ver
 """
 
 import hashlib
+import uuid
 from typing import Any
 from urllib.parse import urlencode
 
 from app.schemas import Capabilities, ErrorDetail, Facts, ImageRequest, RefusedRequest
+from app.settings import UNNAMED_VERSION
 
 A_YEAR_S = 31_536_000
 LONGEST_ADDRESS = 4_000  # characters: longer ones break clients and proxies, and a prompt in percent signs can be longer
+
+THIS_START = uuid.uuid4().hex  # tells services of the unnamed version apart: the code may have changed between two of them
 
 NOT_KEPT = {"Vary": "Accept", "Cache-Control": "no-store"}
 
 
 def etag(request: ImageRequest, capabilities: Capabilities, form: str) -> str:
     """Weak: a pixel may differ by 1/255 between two makings."""
-    said = f"{request.model_dump_json()} {capabilities.model} {capabilities.revision} {capabilities.version} {form}"
+    version = THIS_START if capabilities.version == UNNAMED_VERSION else capabilities.version
+    said = f"{request.model_dump_json()} {capabilities.model} {capabilities.revision} {version} {form}"
     return f'W/"{hashlib.sha256(said.encode()).hexdigest()[:32]}"'
 
 

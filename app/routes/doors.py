@@ -62,7 +62,7 @@ class Doors:
                 await error_response(scope, *refused, {"Connection": "close"})(scope, receive, with_version)
                 return
         try:
-            await self._inner(scope, receive, with_version)
+            await _while_connected(self._inner, scope, receive, with_version)
         except Exception as error:
             if began:
                 raise
@@ -112,6 +112,27 @@ def local_path(scope: Scope) -> str:
 def _too_large(length: int, most: int) -> ErrorAnswer:
     detail = ErrorDetail.of("body", f"must be at most {most} bytes", f"{length} bytes or more")
     return ErrorAnswer(error="invalid_request", message=str(detail), details=[detail])
+
+
+async def _while_connected(inner: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """A caller that leaves ends the work, even one whose `X-Request-Disconnect-Disabled` keeps Serve's proxy from doing that."""
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def listen() -> None:
+        message: Message = {"type": "http.request"}
+        while message["type"] != "http.disconnect":
+            message = await receive()
+            heard.put_nowait(message)
+
+    work, left = asyncio.ensure_future(inner(scope, heard.get, send)), asyncio.ensure_future(listen())
+    try:
+        await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        work.cancel()
+        left.cancel()
+        await asyncio.wait({work, left})
+    if not work.cancelled():
+        work.result()
 
 
 def _without_serves_error(receive: Receive) -> Receive:

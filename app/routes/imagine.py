@@ -22,7 +22,11 @@ SHORTEST_DEADLINE_S = 1.0  # below, the proxy may well answer before anybody her
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "The service wants a token, or another one"},
-    408: {"content": {"text/plain": {}}, "description": "Serve's proxy gave up before the service did; only with a tiny deadline"},
+    408: {
+        "model": ErrorAnswer,
+        "content": {"text/plain": {}},
+        "description": "The body did not come. As text: Serve's proxy gave up before the service did; only with a tiny deadline",
+    },
     413: {"model": ErrorAnswer, "description": "The body is too large"},
     415: {"model": ErrorAnswer, "description": "The body is not JSON"},
     422: {"model": ErrorAnswer, "description": "A field breaks a rule"},

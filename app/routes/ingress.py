@@ -113,6 +113,9 @@ class APIIngress:
                 self._line = self._new_line(*measure_of(self._capabilities, rate))
             except NOT_NOW:
                 await asyncio.sleep(SECONDS_BETWEEN_TRIES)
+            except Exception:  # nobody else would see it, and without an answer no request is ever let in
+                logger.exception("the replicas could not be asked what they can do")
+                await asyncio.sleep(SECONDS_BETWEEN_TRIES)
         while True:
             try:
                 self._line.changed_replicas(await self._running_replicas())

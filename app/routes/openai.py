@@ -74,7 +74,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         504: "The pictures were not ready in the time the request was given",
     }.items()
 }
-ERRORS[408] = imagine.ERRORS[408]
+ERRORS[408] = imagine.ERRORS[408] | {"model": ProblemAnswer}
 UNUSED: dict[int | str, dict[str, Any]] = {422: {"model": ProblemAnswer, "description": "Never: a field that breaks a rule is a 400 here"}}
 
 

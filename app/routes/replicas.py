@@ -39,8 +39,10 @@ class Replicas:
                         if heard.is_new(update):
                             yield update
                 return
-            except REPLICA_LOST:
-                if tries == self._max_tries:
+            except (DeadlinePassed, *REPLICA_LOST) as error:
+                if heard.pictures == len(job.requests):
+                    return
+                if tries == self._max_tries or isinstance(error, DeadlinePassed):
                     raise
             logger.warning("a replica went away while it made a picture; asking another one")
             self._on_retry()
@@ -76,6 +78,10 @@ class Heard:
     def __init__(self) -> None:
         self._steps: dict[int, int] = {}
         self._finished: set[int] = set()
+
+    @property
+    def pictures(self) -> int:
+        return len(self._finished)
 
     def is_new(self, update: Update) -> bool:
         index, payload = update.index, update.payload

@@ -5,6 +5,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from app.client import ImagineClient
@@ -24,6 +25,8 @@ def test_serve_run_serves_on_loopback_until_interrupted(tmp_path: Path) -> None:
     try:
         client = ImagineClient("http://127.0.0.1:8000")
         client.wait_until_ready(timeout_s=150, alive=lambda: server.poll() is None)
+        listening = [one.laddr for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+        assert [address for address in listening if address[1:] == (8000,)] == [("127.0.0.1", 8000)]
         assert client.generate(ImageRequest(prompt="a star", num_inference_steps=1)).image.size == (128, 128)
     finally:
         server.send_signal(signal.SIGINT)

@@ -1,7 +1,6 @@
 """A service with one place: who waits, who is turned away, who may come in."""
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,12 +11,12 @@ import requests
 from ray import serve
 
 from app.client import AccessDenied, ImagineClient
-from app.routes.ingress import running_replicas
 from app.schemas import ErrorAnswer, GeneratedImage, ImageRequest, Progress, Queued
-from tests.cluster.test_serving import eventually, serve_tiny
-from tests.cluster.test_worst_day import LARGE, LONG
+from tests.cluster.test_serving import ROWS_OF_A_STEP, eventually, serve_tiny
+from tests.cluster.test_worst_day import LARGE, LONG, connected, get, metric_lines, post
 
 TOKENS = ("a-token-of-a-good-length", "another-one-for-rotation")
+TOKEN = f"Authorization: Bearer {TOKENS[0]}\r\n"
 SECRET = "pomegranates on a velvet sofa"
 
 
@@ -95,14 +94,35 @@ def test_a_full_queue_says_when_to_come_back_and_who_does_gets_a_picture(narrow:
     assert float(with_token(narrow, **asked[3]).headers["X-Imagine-Expected-Wait"]) == 0
 
 
-def test_those_who_wait_are_told_their_place_and_those_who_leave_it_make_room(narrow: ImagineClient) -> None:
-    long, short = ImageRequest(prompt="a star", num_inference_steps=100), ImageRequest(prompt="a star", num_inference_steps=1)
+def test_those_who_wait_are_told_their_place(narrow: ImagineClient) -> None:
+    long = ImageRequest(prompt="a star", num_inference_steps=100)
     with narrow.stream(long) as first, narrow.stream(long) as second, narrow.stream(long) as third:
         places = [next(one) for one in (first, second, third)]
         assert [place.position for place in places if isinstance(place, Queued)] == [0, 1, 2]
         waits = [place.expected_wait_s for place in places if isinstance(place, Queued)]
         assert waits[0] == 0 < waits[1] < waits[2]
-    eventually(lambda: place_of(narrow, short) == 0)
+
+
+@pytest.mark.parametrize(
+    "waiting",
+    [
+        get("/narrow/imagine", TOKEN, **LONG, **LARGE),
+        get("/narrow/imagine/stream", TOKEN, **LONG, **LARGE),
+        post("/narrow/v1/images/generations", TOKEN, size="256x256", **LONG),
+    ],
+    ids=["GET /imagine", "GET /imagine/stream", "OpenAI"],
+)
+def test_who_leaves_makes_room_at_work_and_in_the_queue(narrow: ImagineClient, waiting: bytes) -> None:
+    model = serve.get_deployment_handle("TextToImage", "narrow")
+    short, long = ImageRequest(prompt="a star", num_inference_steps=1), ImageRequest.model_validate(LONG | LARGE | {"seed": 2})
+    before = model.denoiser_rows.remote().result(timeout_s=60)
+    with narrow.stream(long) as at_work:
+        assert any(isinstance(news, Progress) for news in at_work)
+        with connected(narrow, waiting):
+            eventually(lambda: place_of(narrow, long.model_copy(update={"seed": 3})) == 2)
+    narrow.generate(short)
+    made = model.denoiser_rows.remote().result(timeout_s=60) - before
+    assert made < ROWS_OF_A_STEP * LONG["num_inference_steps"], "neither of the two was made to its end"
 
 
 def place_of(client: ImagineClient, request: ImageRequest) -> int | None:
@@ -111,39 +131,27 @@ def place_of(client: ImagineClient, request: ImageRequest) -> int | None:
     return news.position if isinstance(news, Queued) else None
 
 
-def test_every_replica_has_its_places_in_the_queue(cluster: str, client: ImagineClient) -> None:
-    serve_tiny("two", min_replicas=2, max_replicas=2, max_batch_size=1, cpu_threads=1, max_queue_s=600)
-    first, second, third = (ImageRequest.model_validate(LONG | LARGE | {"seed": seed}) for seed in range(3))
-    begun, leave = threading.Event(), threading.Event()
-    two = ImagineClient(f"{cluster}/two")
-    try:
-        eventually(lambda: running_replicas("two", "TextToImage") == 2, within_s=180)
-        with ThreadPoolExecutor(1) as thread:
-            picture = thread.submit(two.generate, first, lambda progress: begun.set(), leave)
-            assert begun.wait(60)
-            with two.stream(second) as told:
-                assert any(isinstance(news, Progress) for news in told)
-                assert place_of(two, third) == 1
-                assert not picture.done(), "the second one got its place"
-            leave.set()
-    finally:
-        leave.set()
-        serve.delete("two")
-
-
 def logs_with(word: str, session_folder: Path) -> list[Path]:
     logs = [path for path in (session_folder / "logs").rglob("*") if path.is_file()]
     return [path for path in logs if word in path.read_text(errors="replace")]
 
 
-def test_prompts_are_in_no_log(narrow: ImagineClient, client: ImagineClient, session_folder: Path) -> None:
-    bodies: list[dict[str, Any]] = [{"prompt": SECRET, "num_inference_steps": 1}, {"prompt": SECRET, "seed": "x"}]
+def test_prompts_are_in_no_log_and_no_metric(narrow: ImagineClient, client: ImagineClient, session_folder: Path) -> None:
+    too_long = " ".join([SECRET] * 30)  # for the text encoder, of which libraries warn by quoting its end
+    bodies: list[dict[str, Any]] = [{"prompt": too_long, "num_inference_steps": 1}, {"prompt": too_long, "seed": "x"}]
     for fields in bodies:
-        requests.get(f"{client.base_url}/imagine", fields, timeout=60)
-        requests.post(f"{client.base_url}/imagine", json=fields, timeout=60)
-        requests.get(f"{client.base_url}/imagine/stream", fields, timeout=60)
-    assert logs_with("/imagine", session_folder), "the log does tell of requests"
+        for path in ("/imagine", "/imagine/stream"):
+            requests.get(f"{client.base_url}{path}", fields, timeout=60)
+        for path in ("/imagine", "/v1/images/generations"):
+            requests.post(f"{client.base_url}{path}", json=fields, timeout=60)
+    made = client.generate(ImageRequest(prompt=too_long, num_inference_steps=1, seed=1))
+    requests.post(f"{client.base_url}/replay", made.png, headers={"Content-Type": "image/png"}, timeout=60)
+    picture = {"image": made.png}
+    requests.post(f"{client.base_url}/v1/images/edits", {"prompt": too_long, "num_inference_steps": "1"}, files=picture, timeout=60)
+    eventually(lambda: bool(logs_with("/v1/images/edits", session_folder)))
     assert logs_with(SECRET.split()[0], session_folder) == []
+    assert metric_lines(SECRET.split()[0]) == []
+    assert metric_lines("ray_imagine_requests_total"), "there are metrics"
 
 
 def test_prompts_are_in_the_log_if_asked_for(narrow: ImagineClient, session_folder: Path) -> None:

@@ -31,17 +31,21 @@ LONG: dict[str, Any] = {"prompt": "a star", "num_inference_steps": 150, "seed": 
 LARGE: dict[str, Any] = {"width": 256, "height": 256}
 
 
-def get(path: str, **fields: object) -> bytes:
-    return f"GET {path}?{urlencode(fields)} HTTP/1.1\r\nHost: here\r\n\r\n".encode()
+KEEP_ON = "X-Request-Disconnect-Disabled: ?1\r\n"  # by which Serve's proxy goes on after its caller has left
 
 
-def post(path: str, **fields: object) -> bytes:
+def get(path: str, head: str = "", **fields: object) -> bytes:
+    return f"GET {path}?{urlencode(fields)} HTTP/1.1\r\nHost: here\r\n{head}\r\n".encode()
+
+
+def post(path: str, head: str = "", **fields: object) -> bytes:
     body = json.dumps(fields)
-    return f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+    head = f"Host: here\r\n{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return f"POST {path} HTTP/1.1\r\n{head}\r\n{body}".encode()
 
 
-def generations(**fields: object) -> bytes:
-    return post("/v1/images/generations", n=2, size="256x256", **LONG, **fields)
+def generations(**fields: Any) -> bytes:  # noqa: ANN401
+    return post("/v1/images/generations", **LONG, **fields, n=2, size="256x256")
 
 
 def replay() -> bytes:
@@ -64,6 +68,7 @@ def edits() -> bytes:
 
 ROUTES = {
     "GET /imagine": (get("/imagine", **LONG, **LARGE), 1),
+    "GET /imagine, to be made to its end": (get("/imagine", KEEP_ON, **LONG, **LARGE), 1),
     "POST /imagine": (post("/imagine", **LONG, **LARGE), 1),
     "POST /replay": (replay(), 1),
     "GET /imagine/stream": (get("/imagine/stream", previews=True, **LONG, **LARGE), 1),
@@ -119,20 +124,25 @@ def test_a_reader_that_stops_reading_holds_up_nobody(client: ImagineClient, deno
         eventually(all_made)
 
 
-def metric(name: str, *tags: str) -> float:
-    """The sum of what Ray's own Prometheus endpoint shows of the app, with these tags. It is some seconds old."""
+def metric_lines(word: str) -> list[str]:
+    """What Ray's own Prometheus endpoint shows with this in it. It is some seconds old."""
     (node,) = ray.nodes()
     page = requests.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=30).text
-    lines = [line for line in page.splitlines() if line.startswith(f"ray_imagine_{name}{{")]
+    return [line for line in page.splitlines() if word in line]
+
+
+def metric(name: str, *tags: str) -> float:
+    """The sum of what it shows of the app, with these tags."""
+    lines = [line for line in metric_lines(f"ray_imagine_{name}{{") if not line.startswith("#")]
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(tag in line for tag in ('application="imagine"', *tags)))
 
 
-def replica_processes() -> set[int]:
-    """Their process numbers. The kernel shows the first 15 characters of a name, Ray writes the rest into the command line."""
+def replica_processes(application: str = "imagine") -> set[int]:
+    """The process numbers of the model's. The kernel shows the first 15 characters of a name, Ray writes the rest into the command line."""
     found = set()
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "ServeReplica:imagine:TextToImage" in " ".join(child.cmdline()):
+            if f"ServeReplica:{application}:TextToImage" in " ".join(child.cmdline()):
                 found.add(child.pid)
     return found
 

@@ -4,7 +4,9 @@ import pytest
 import requests
 
 from app.engine.engine import ImageEngine
-from app.schemas import Capabilities
+from app.routes import caching
+from app.schemas import Capabilities, ImageRequest
+from app.settings import UNNAMED_VERSION
 from tests.test_client import EngineBackend, serving
 
 SEEDED = {"prompt": "a star", "num_inference_steps": "1", "seed": "1"}
@@ -36,6 +38,19 @@ def test_who_holds_the_picture_of_another_version_is_not_told_that_it_is_this_on
         assert requests.get(f"{url}/imagine", SEEDED, headers=kept, timeout=60).status_code == 304
     with serving(Following(engine, told)) as url:
         assert requests.get(f"{url}/imagine", SEEDED, headers=kept, timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize(("version", "same"), [(UNNAMED_VERSION, False), ("1.2", True)], ids=["unnamed", "named"])
+def test_the_tag_of_a_version_without_a_name_ends_with_the_process(
+    engine: ImageEngine, monkeypatch: pytest.MonkeyPatch, version: str, same: bool
+) -> None:
+    """The next one may be of other code."""
+    capabilities = engine.capabilities.model_copy(update={"version": version})
+    request = ImageRequest(prompt="a star", seed=1).resolved(capabilities)
+    before = caching.etag(request, capabilities, "png")
+    assert before == caching.etag(request, capabilities, "png")
+    monkeypatch.setattr(caching, "THIS_START", "another")
+    assert (caching.etag(request, capabilities, "png") == before) is same
 
 
 def test_a_picture_by_the_version_that_was_asked_is(engine: ImageEngine) -> None:

@@ -22,10 +22,10 @@ LOST = [OutOfMemoryError("of the node"), NodeDiedError("gone"), UNAVAILABLE, Eng
 
 
 class Answer:
-    """What a handle gives: a response, or a stream whose replica may die or hang after the second step."""
+    """What a handle gives: a response, or a stream whose replica may die or hang after the second step, or `last` of all."""
 
-    def __init__(self, *, dies: Exception | None, hangs: bool) -> None:
-        self._dies, self._hangs, self._news, self.cancelled = dies, hangs, self._stream(), False
+    def __init__(self, *, dies: Exception | None, hangs: bool, last: bool) -> None:
+        self._dies, self._hangs, self._last, self._news, self.cancelled = dies, hangs, last, self._stream(), False
 
     def __await__(self) -> Generator[Any, Any, list[GeneratedImage]]:
         return self._response().__await__()
@@ -44,9 +44,12 @@ class Answer:
         yield Update(1, PICTURE)
         for step in (1, 2):
             yield Update(0, Progress(step, 3))
-        await self._trouble()
+        if not self._last:
+            await self._trouble()
         yield Update(0, Progress(3, 3))
         yield Update(0, PICTURE)
+        if self._last:
+            await self._trouble()
 
     async def _trouble(self) -> None:
         if self._dies:
@@ -58,24 +61,25 @@ class Answer:
 class Model:
     """A handle of a deployment. The first `dying` replicas that are asked die of `error`."""
 
-    def __init__(self, dying: int = 0, *, error: Exception | None = None, hangs: bool = False) -> None:
-        self.dying, self.error, self.hangs, self.answers = dying, error or ActorDiedError(), hangs, list[Answer]()
+    def __init__(self, dying: int = 0, *, error: Exception | None = None, hangs: bool = False, last: bool = False) -> None:
+        self.dying, self.error, self.hangs, self.last, self.answers = dying, error or ActorDiedError(), hangs, last, list[Answer]()
         self.generate = self.stream = self
 
     def options(self, *, stream: bool) -> "Model":
         return self
 
     def remote(self, requests: list[ImageRequest], *how: float | bool) -> Answer:
-        self.answers.append(Answer(dies=self.error if len(self.answers) < self.dying else None, hangs=self.hangs))
+        dies = self.error if len(self.answers) < self.dying else None
+        self.answers.append(Answer(dies=dies, hangs=self.hangs, last=self.last))
         return self.answers[-1]
 
 
 def told(model: Model, max_tries: int, *, steps: bool = False, given_s: float = 60.0) -> tuple[list[Update], int]:
-    """All that a job tells, and how often another replica was asked."""
+    """All that a job tells, and how often another replica was asked. A stream is of two pictures."""
     retries: list[None] = []
 
     async def run() -> list[Update]:
-        job = Job((STAR,), time.monotonic() + given_s, steps=steps)
+        job = Job((STAR,) * (2 if steps else 1), time.monotonic() + given_s, steps=steps)
         return [update async for update in Replicas(model, max_tries, lambda: retries.append(None)).run(job)]
 
     return asyncio.run(asyncio.wait_for(run(), 30)), len(retries)
@@ -104,6 +108,12 @@ def test_in_a_stream_every_step_and_picture_is_told_once_however_often_it_was_ma
     updates, retries = told(Model(dying=2), max_tries=3, steps=True)
     assert updates == [Update(1, PICTURE), *(Update(0, Progress(step, 3)) for step in (1, 2, 3)), Update(0, PICTURE)]
     assert retries == 2
+
+
+@pytest.mark.parametrize("model", [Model(dying=1, last=True), Model(hangs=True, last=True)], ids=["it dies", "it hangs"])
+def test_after_the_last_picture_nothing_that_happens_to_the_replica_matters(model: Model) -> None:
+    updates, retries = told(model, max_tries=1, steps=True, given_s=1.0)
+    assert (updates[-1], retries) == (Update(0, PICTURE), 0)
 
 
 @pytest.mark.parametrize("steps", [False, True], ids=["at once", "in a stream"])
