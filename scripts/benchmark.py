@@ -20,9 +20,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import app.engine  # noqa: F401 (before torch)
-
-# isort: split
 import torch
 from tqdm import tqdm
 

@@ -13,9 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import app.engine  # noqa: F401 (before torch)
-
-# isort: split
 import litserve
 import torch
 from fastapi import FastAPI, Response

@@ -9,9 +9,6 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 
-import app.engine  # noqa: F401 (before torch)
-
-# isort: split
 import torch
 
 from app import png
