@@ -15,11 +15,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import nn
 
 from app.engine.device import ALONE, Batch, Call, Device
 from app.engine.joining import SharedMethod
@@ -45,16 +44,15 @@ class Batcher:
         self._max_tasks = max_tasks
         self._device = Device(FairShare(max_tasks), on_batch)
         self._warned_of_lists = False
-        self._changed = threading.Condition()
+        self._news = threading.Event()
+        self._lock = threading.Lock()  # for the queue and its end
         self._queue: deque[Task] = deque()
         self._tasks: list[Task] = []
         self._calls: list[Call] = []  # that wait
         self._cpu_threads = cpu_threads
         self._most_lanes = max(2, cpu_threads) if apart else 0  # a long decoding leaves one to the steps of others
         self._lanes = ThreadPoolExecutor(max(1, self._most_lanes), "lane", compute_with, (1,))
-        self._in_lanes = False
-        self._at_work: dict[Call, float] = {}  # the first of the calls in each lane, and since when
-        self._lane_is_free = False  # since the last look
+        self._at_work: dict[Future[None], tuple[SharedMethod, float]] = {}  # what is computed in lanes, and since when
         self._busy_since: float | None = None
         self._end: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="batching", daemon=True)
@@ -64,25 +62,22 @@ class Batcher:
         """Raises `EngineStopped` if the thread has ended, or has been at one call for far too long."""
         if self._end is not None:
             raise EngineStopped("the batching thread has ended")
-        for since in (self._busy_since, *self._at_work.values()):
+        for since in (self._busy_since, *(since for _, since in list(self._at_work.values()))):
             if since is not None and time.monotonic() - since > STUCK_AFTER_S:
                 raise EngineStopped(f"a call has taken more than {STUCK_AFTER_S:g} s")
 
     def run(self, function: Callable[[Task], Any], stopped: StopReason) -> Any:  # noqa: ANN401
         """What `function` returns, which runs in the batching thread. It ends with what `stopped` gives, at its next wait."""
         task = Task(function, stopped)
-        with self._changed:
+        with self._lock:
             if self._end is not None:
                 raise EngineStopped("the engine has stopped") from self._end
             self._queue.append(task)
-            self._changed.notify()
-        return task.result(on_told=self._wake)
+        self._news.set()
+        return task.result(on_told=self._news.set)
 
-    def share(
-        self, module: nn.Module, name: str, *, alone: Callable[..., Any] | None = None, is_denoiser: bool = False
-    ) -> Callable[..., Any]:
-        """What to call instead of the method `name` of `module`, so that calls by tasks meet; all others go straight to it."""
-        shared = SharedMethod(module, name, alone=alone, is_denoiser=is_denoiser)
+    def share(self, shared: SharedMethod) -> Callable[..., Any]:
+        """What to call instead of that method, so that calls by tasks meet; all others go straight to it."""
 
         @functools.wraps(shared.together)
         def meet(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -95,14 +90,14 @@ class Batcher:
 
     def close(self) -> None:
         """End the threads; whatever runs or waits fails with `EngineStopped`."""
-        with self._changed:
-            self._end = self._end or EngineStopped("closed")
-            self._changed.notify()
+        self._end = self._end or EngineStopped("closed")
+        self._news.set()
         self._thread.join()
 
     def _answer_to(self, call: Call) -> Any:  # noqa: ANN401
         task = call.task
         task.stop_if_asked()
+        task.step_kind = call.kind if call.shared.is_denoiser else None
         if call.shared.is_denoiser:
             task.loop_began = task.loop_began or time.monotonic()
             if call.arguments.signature is None and not self._warned_of_lists:
@@ -117,130 +112,96 @@ class Batcher:
             with torch.inference_mode():
                 while self._end is None:
                     self._busy_since = time.monotonic()
+                    self._news.clear()  # before looking: what comes later ends the wait
+                    self._look_at_lanes()
                     self._drop_stopped()
-                    self._go_on()
-                    if not self._begin_next():
+                    if not self._go_on() and not self._begin_next():
                         self._busy_since = None
-                        self._wait_for_news()
+                        self._news.wait(SECONDS_BETWEEN_LOOKS if self._tasks or self._queue else None)
         except BaseException as error:
             logger.exception("the batching thread has died")
             self._end = error
-        with self._changed:
+        with self._lock:
             for task in (*self._tasks, *self._queue):
                 task.end(EngineStopped("the engine has stopped"))
             self._tasks, self._calls = [], []
             self._queue.clear()
         self._lanes.shutdown(cancel_futures=True)
 
+    def _look_at_lanes(self) -> None:
+        """What one of them died of ends this thread."""
+        for lane in [lane for lane in self._at_work if lane.done()]:
+            del self._at_work[lane]
+            lane.result()
+
     def _drop_stopped(self) -> None:
-        for task in self._tasks:
-            task.give_up_if_stopped()
-        self._calls = [call for call in self._calls if not call.future.done()]
-        with self._changed:
-            for task in list(self._queue):
-                if reason := task.stop_reason():
-                    self._queue.remove(task)
-                    task.end(reason)
+        with self._lock:
+            for tasks in (self._tasks, self._queue):
+                for task in list(tasks):
+                    if reason := task.stop_reason():
+                        tasks.remove(task)
+                        task.end(reason)
+        self._calls = [call for call in self._calls if not call.task.ended]
 
-    def _go_on(self) -> None:
-        """Every task that can goes on, until all of them wait."""
-        while self._has_room or any(task.can_go_on for task in self._tasks):
-            while self._has_room:
-                self._tasks.append(self._queue.popleft())
-            for task in [task for task in self._tasks if task.can_go_on]:
-                task.go_on()
-            self._tasks = [task for task in self._tasks if not task.ended]
-
-    @property
-    def _has_room(self) -> bool:
-        return bool(self._queue) and len(self._tasks) < self._max_tasks
-
-    def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify()
-
-    def _wait_for_news(self) -> None:
-        with self._changed:
-            self._changed.wait_for(self._has_news, SECONDS_BETWEEN_LOOKS if self._tasks or self._queue else None)
-            self._lane_is_free = False
-
-    def _has_news(self) -> bool:
-        return self._end is not None or self._has_room or self._lane_is_free or any(task.can_go_on for task in self._tasks)
+    def _go_on(self) -> bool:
+        """Every task that can goes on, until it waits. Whether there was one."""
+        while self._queue and len(self._tasks) < self._max_tasks:
+            self._tasks.append(self._queue.popleft())
+        able = [task for task in self._tasks if task.can_go_on]
+        for task in able:
+            task.go_on()
+        self._tasks = [task for task in self._tasks if not task.ended]
+        return bool(able)
 
     def _begin_next(self) -> bool:
         """Compute what the policy picks: with all CPU threads here, or in a lane. Whether anything was due."""
-        at_work = [call.shared for call in list(self._at_work)]  # lanes take theirs out meanwhile
+        at_work = [shared for shared, _ in self._at_work.values()]
         in_lanes = self._should_use_lanes(at_work)
         if len(at_work) >= (self._most_lanes if in_lanes else 1):
             return False
-        calls = self._device.pick(self._due_beside(at_work) if in_lanes else self._due())
+        most = math.ceil(len(self._tasks) / self._cpu_threads) if in_lanes else len(self._tasks)
+        calls = self._device.pick(self._due(at_work, in_lanes, most), most)
         self._calls = [call for call in self._calls if call not in calls]
         if not calls:
             return False
-        if in_lanes != self._in_lanes:
-            self._in_lanes = in_lanes
-            compute_with(1 if in_lanes else self._cpu_threads)  # MKL takes the last number that any thread of the process was given
+        threads = 1 if in_lanes else self._cpu_threads
+        if torch.get_num_threads() != threads:
+            compute_with(threads)  # MKL takes the last number that any thread of the process was given
         if in_lanes:
-            self._at_work[calls[0]] = time.monotonic()
-            self._lanes.submit(self._compute_in_lane, calls)
+            shared = calls[0].shared
+            lane = self._lanes.submit(self._device.compute, calls)
+            self._at_work[lane] = shared, time.monotonic()
+            lane.add_done_callback(lambda lane: self._news.set())
         else:
             self._device.compute(calls)
-            calls.clear()  # the traceback of an error leads here, and must hold no tensors
         return True
 
     def _should_use_lanes(self, at_work: Sequence[SharedMethod]) -> bool:
         """Also until a text or a decoding in one of them is over, which would keep everybody waiting."""
         if any(not shared.is_denoiser for shared in at_work):
             return True
-        return 0 < self._most_lanes <= len(self._tasks) and (bool(at_work) or any(kind != ALONE for kind in self._kinds_in_loop()))
+        in_loop = any(task.step_kind not in (None, ALONE) for task in self._tasks)
+        return 0 < self._most_lanes <= len(self._tasks) and (bool(at_work) or in_loop)
 
-    def _kinds_in_loop(self) -> set[Hashable]:
-        """The kinds of steps of those that are at one or between two, unless they are computed now."""
-        kinds = {call.kind for call in self._calls if call.shared.is_denoiser}
-        at_others = {call.task for call in self._calls if not call.shared.is_denoiser}
-        return kinds | {task.step_kind for task in self._tasks if task.step_kind is not None and task not in at_others}
+    def _due(self, at_work: Sequence[SharedMethod], in_lanes: bool, most: int) -> dict[Hashable, list[Call]]:
+        """The calls that could go next, by kind. What is no step goes first, pictures that end together at the same time.
 
-    def _due(self) -> dict[Hashable, list[Call]]:
-        """The calls that could go next, by kind. What is no step goes first, pictures that end together at the same time."""
-        others = [call for call in self._calls if not call.shared.is_denoiser]
-        if others and not self._kinds_in_loop() and None in self._kinds_to_come():
-            return {}
-        return _by_kind(others) or self._steps_due()
-
-    def _due_beside(self, at_work: Sequence[SharedMethod]) -> dict[Hashable, list[Call]]:
-        """No module is in two lanes but for the denoiser, which every lane computes for its share of the requests."""
-        modules = {shared.module for shared in at_work}
-        others = [call for call in self._calls if not call.shared.is_denoiser and call.shared.module not in modules]
+        In lanes no module is in two of them but for the denoiser, which every lane computes for its share of the requests: `most` so many.
+        """
+        busy, to_come = {shared.module for shared in at_work}, self._kinds_to_come()
+        others = [call for call in self._calls if not call.shared.is_denoiser and call.shared.module not in busy]
         if others:
-            return _by_kind(others[:1])
+            more_to_come = None in to_come and not in_lanes and not any(task.step_kind for task in self._tasks)
+            return {} if more_to_come else _by_kind(others[:1] if in_lanes else others)
         if sum(shared.is_denoiser for shared in at_work) >= self._cpu_threads:
             return {}
-        return self._steps_due(most=math.ceil(len(self._tasks) / self._cpu_threads))
-
-    def _steps_due(self, most: int | None = None) -> dict[Hashable, list[Call]]:
-        """At `most` so many of a kind, which wait for others of theirs only if they are fewer."""
-        to_come = self._kinds_to_come()
         steps = _by_kind(call for call in self._calls if call.shared.is_denoiser)
-        full = {kind for kind, calls in steps.items() if kind == ALONE or (most is not None and len(calls) >= most)}
-        return {kind: calls[:most] for kind, calls in steps.items() if kind in full or kind not in to_come}
+        return {kind: calls for kind, calls in steps.items() if kind == ALONE or len(calls) >= most or kind not in to_come}
 
     def _kinds_to_come(self) -> set[Hashable | None]:
         """Of the next calls of requests whose callers are being told of a step, none for a decoding. Who takes long is not waited for."""
         long_ago = time.monotonic() - PATIENCE_S
         return {task.step_kind for task in self._tasks if task.telling_since > long_ago}
-
-    def _compute_in_lane(self, calls: list[Call]) -> None:
-        try:
-            with torch.inference_mode():
-                self._device.compute(calls)
-        except BaseException as error:
-            logger.exception("a lane has died")
-            self._end = self._end or error
-        with self._changed:
-            del self._at_work[calls[0]]
-            calls.clear()
-            self._lane_is_free = True
-            self._changed.notify()
 
 
 def _by_kind(calls: Iterable[Call]) -> dict[Hashable, list[Call]]:

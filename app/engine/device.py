@@ -55,29 +55,27 @@ class Device:
         self._lock = threading.RLock()  # for all that several threads change
         self._policy = policy
         self._on_batch = on_batch
-        self._same_joined: dict[Hashable, bool] = {}  # by kind: whether the joined output was the same, if it was compared
+        self._joinable: set[Hashable] = set()  # the kinds whose joined output was compared, and was the same
 
-    def pick(self, ready: Mapping[Hashable, Sequence[Call]]) -> list[Call]:
-        """The calls to compute next, of those that are `ready` by kind; they can no longer be cancelled.
+    def pick(self, ready: Mapping[Hashable, Sequence[Call]], most: int) -> list[Call]:
+        """The calls to compute next, at `most` so many, of those that are `ready` by kind.
 
         Two, if calls of their kind have never been joined: that is enough to see whether they can be, and soon over.
         """
         with self._lock:
-            calls = self._policy.pick(ready) if ready else []
-            if calls and calls[0].kind not in self._same_joined:
-                calls = calls[:2]
-        return [call for call in calls if call.future.set_running_or_notify_cancel()]
+            calls = self._policy.pick(ready, most) if ready else []
+            return calls if not calls or calls[0].kind in self._joinable else calls[:2]
 
+    @torch.inference_mode()
     def compute(self, calls: list[Call]) -> None:
         """Run the calls as one and give each its part. If that fails, try two halves: only a call that fails alone fails."""
         start = time.monotonic()
         failure: Exception | None = None
         outputs: list[Any] = []
-        same = self._same_joined.get(calls[0].kind)
-        joined = len(calls) > 1 and same is True
+        joined = len(calls) > 1 and calls[0].kind in self._joinable
         try:
             outputs = self._joined(calls) if joined else [call.alone() for call in calls]
-            if len(calls) > 1 and same is None:
+            if len(calls) > 1 and not joined:
                 self._check(calls, outputs)
         except Exception as error:
             failure = error
@@ -96,6 +94,7 @@ class Device:
                 torch.cuda.empty_cache()
             self.compute(calls[:half])
             self.compute(calls[half:])
+        calls.clear()  # the traceback of an error leads here, and must hold no tensors
 
     def _hand_out(self, calls: list[Call], outputs: list[Any], joined: bool) -> None:
         if calls[0].shared.is_denoiser:
@@ -103,8 +102,6 @@ class Device:
                 for shared in [calls] if joined else [[call] for call in calls]:
                     self._on_batch(Batch(len(shared), sum(call.arguments.rows for call in shared)))
         for call, output in zip(calls, outputs, strict=True):
-            if call.shared.is_denoiser:
-                call.task.step_kind = call.kind
             call.future.set_result(output)
 
     def _joined(self, calls: list[Call]) -> list[Any]:
@@ -121,11 +118,10 @@ class Device:
         except Exception as error:
             same = False
             logger.info("joining failed: %s", error)
-        with self._lock:
-            if len(self._same_joined) > MOST_KINDS:
-                self._same_joined.clear()
-            self._same_joined[kind] = same
-        if not same:
+        if same:
+            with self._lock:
+                self._joinable = {*self._joinable, kind} if len(self._joinable) < MOST_KINDS else {kind}
+        else:
             level = logging.WARNING if calls[0].shared.is_denoiser else logging.INFO
             logger.log(level, "calls of %s change when they are joined, so they run one at a time", type(calls[0].shared.module).__name__)
             self._lower_limit(kind, 1)

@@ -25,33 +25,29 @@ class FairShare:
     def __init__(self, max_batch_size: int) -> None:
         self._max_batch_size = max_batch_size
         self._kinds: dict[Hashable, Known] = {}
-        self._seconds: dict[Hashable, float] = {}  # where each kind stands
         self._now = 0.0  # where that kind stood that was the furthest behind at the last pick
-        self._sharing: dict[Hashable, int] = {}  # calls that waited of a kind when it was picked
-        self._passed: dict[Hashable, set[Hashable]] = {}  # the kinds that were not
 
-    def pick(self, ready: Mapping[Hashable, Sequence[Call]]) -> list[Call]:
-        """The calls that go next. `ready` holds those that wait by signature, the oldest and its kind first, and is not empty."""
-        ahead = {kind: seconds for kind, seconds in self._seconds.items() if seconds > self._now}
-        self._seconds = dict.fromkeys(ready, self._now) | ahead
+    def pick(self, ready: Mapping[Hashable, Sequence[Call]], most: int | None = None) -> list[Call]:
+        """The calls that go next, at `most` so many. `ready` holds all that wait by signature, the oldest and its kind first; not empty."""
         known = {kind: self._known(kind) for kind in ready}
+        for one in known.values():
+            one.stands = max(one.stands, self._now)
         due = [kind for kind in ready if known[kind].passed_by > MUCH_LONGER * known[kind].seconds]
-        kind = min(due or ready, key=self._seconds.__getitem__)
-        self._now = self._seconds[kind] = min(self._seconds[kind] for kind in ready)
-        if len(self._sharing) > MOST_KINDS:
-            self._sharing, self._passed = {}, {}
-        self._sharing[kind], self._passed[kind] = len(ready[kind]), set(ready) - {kind}
-        known[kind].passed_by = 0.0
-        return list(ready[kind][: known[kind].next(len(ready[kind]))])
+        kind = min(due or ready, key=lambda kind: known[kind].stands)
+        picked, waiting = known[kind], len(ready[kind])
+        self._now = picked.stands = min(one.stands for one in known.values())
+        picked.sharing, picked.passed, picked.passed_by = waiting, set(ready) - {kind}, 0.0
+        return list(ready[kind][: picked.next(min(waiting, most or waiting))])
 
     def took(self, kind: Hashable, seconds: float, *, joined: int | None = None) -> None:
         """Calls of this kind were on the device for so long. With `joined`, that many as one: something to learn from."""
-        self._seconds[kind] = self._seconds.get(kind, self._now) + seconds / self._sharing.get(kind, 1)
-        self._known(kind).seconds = seconds
-        for other in map(self._known, self._passed.get(kind, ())):
+        known = self._known(kind)
+        known.stands = max(known.stands, self._now) + seconds / known.sharing
+        known.seconds = seconds
+        for other in map(self._known, known.passed):
             other.passed_by = max(other.passed_by, seconds)
         if joined is not None:
-            self._known(kind).took(joined, seconds)
+            known.took(joined, seconds)
 
     def lower_limit(self, kind: Hashable, calls: int, *, for_good: bool = True) -> None:
         """Not more than `calls` of this kind at once from now on: they cannot be joined or, not `for_good`, did not fit into memory."""
@@ -73,6 +69,9 @@ class Known:
         self.limit = self._largest = limit
         self.picks_until_more = math.inf
         self.seconds = 0.0  # of the last call
+        self.stands = 0.0  # at how many seconds of the device for each call
+        self.sharing = 1  # calls that waited when it was picked
+        self.passed: set[Hashable] = set()  # the kinds that were not
         self.passed_by = 0.0  # the seconds of the longest call that went before one that waited
         self._rates: dict[int, float] = {}  # calls in one -> calls a second
         self._picks = 0
@@ -86,7 +85,8 @@ class Known:
         if most not in self._rates:
             return most
         self._picks += 1
-        best = self._best(most)
+        rates = {calls: rate for calls, rate in self._rates.items() if calls <= most}
+        best = max(calls for calls, rate in rates.items() if rate >= WORTH * max(rates.values()))
         if self._picks % PICKS_PER_TRIAL:
             return best
         near = [calls for calls in (best - 1, best + 1, best // 2, 2 * best) if 1 <= calls <= most] or [best]
@@ -95,7 +95,3 @@ class Known:
     def took(self, calls: int, seconds: float) -> None:
         rate = calls / max(seconds, 1e-9)
         self._rates[calls] = SMOOTHING * self._rates.get(calls, rate) + (1 - SMOOTHING) * rate
-
-    def _best(self, most: int) -> int:
-        known = {calls: rate for calls, rate in self._rates.items() if calls <= most}
-        return max((calls for calls, rate in known.items() if rate >= WORTH * max(known.values())), default=most)

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from app.engine.batching import Batcher
 from app.engine.checkpoint import denoiser_of
+from app.engine.joining import SharedMethod
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -20,16 +21,16 @@ def shared(pipe: DiffusionPipeline, batcher: Batcher) -> ExitStack:
     """Until it is closed, whoever calls the pipeline in a task of `batcher` shares these calls with others."""
     with ExitStack() as undo:
         if (denoiser := denoiser_of(pipe)) is not None:
-            _replace(undo, denoiser, forward=batcher.share(denoiser, "forward", is_denoiser=True))
+            _replace(undo, denoiser, forward=batcher.share(SharedMethod(denoiser, is_denoiser=True)))
         for name, part in pipe.components.items():
             if name.startswith("text_encoder") and isinstance(part, nn.Module):
-                _replace(undo, part, forward=batcher.share(part, "forward"))
+                _replace(undo, part, forward=batcher.share(SharedMethod(part)))
         if isinstance(getattr(pipe, "vae", None), nn.Module):
             vae: Any = pipe.vae
             if hasattr(pipe, "upcast_vae") and vae.config.force_upcast and vae.dtype in HALF_PRECISION:
                 _cast_up(undo, vae)
-            decode = batcher.share(vae, "decode", alone=_in_tiles_if_out_of_memory(vae))
-            _replace(undo, vae, decode=decode, encode=batcher.share(vae, "encode"))
+            decode = batcher.share(SharedMethod(vae, "decode", alone=_in_tiles_if_out_of_memory(vae)))
+            _replace(undo, vae, decode=decode, encode=batcher.share(SharedMethod(vae, "encode")))
         return undo.pop_all()
 
 

@@ -27,7 +27,7 @@ class Task:
         self._waits_for: Future[Any] | None = None
         self._greenlet: greenlet | None = None
         self.loop_began: float | None = None  # when the denoiser was called first
-        self.step_kind: Hashable | None = None  # while it is between two steps
+        self.step_kind: Hashable | None = None  # while it is at a step or between two
         self.telling_since = -math.inf  # if it waits for its caller
 
     def result(self, on_told: Callable[[], None]) -> Any:  # noqa: ANN401
@@ -55,13 +55,6 @@ class Task:
         self._waits_for = None  # or it would keep the answer until the end
         self.stop_if_asked()
         return future.result()
-
-    def give_up_if_stopped(self) -> None:
-        """Whatever it waits for, which is cancelled unless somebody has begun with it."""
-        if self._waits_for is not None and (reason := self.stop_reason()):
-            self.stop_reason = lambda: reason
-            self._waits_for.cancel()
-            self._waits_for = None
 
     def stop_if_asked(self) -> None:
         if reason := self.stop_reason():
@@ -99,9 +92,7 @@ class Task:
 
 
 def settle(future: Future[Any], function: Callable[[], Any]) -> None:
-    """Call `function`, unless `future` was cancelled before; it gets what that returns or raises."""
-    if not future.set_running_or_notify_cancel():
-        return
+    """Call `function`; `future` gets what that returns or raises."""
     try:
         result = function()
     except BaseException as error:

@@ -33,10 +33,13 @@ def test_kinds_get_the_same_share_of_seconds_however_long_their_calls_are() -> N
     assert abs(seconds["small"] - seconds["large"]) <= cost["large"]
 
 
-def test_every_call_gets_the_same_share_of_seconds_whether_it_is_one_of_many_of_its_kind_or_the_only_one() -> None:
+@pytest.mark.parametrize("most", [None, 2], ids=["all of a kind", "two of a kind"])
+def test_every_call_gets_the_same_share_of_seconds_whether_it_is_one_of_many_of_its_kind_or_the_only_one(most: int | None) -> None:
     policy, seconds = FairShare(8), {"small": 0.0, "large": 0.0}
     for _ in range(1000):
-        name = policy.pick({"small": waiting(*["small"] * 6), "large": waiting("large", "large")})[0].name
+        picked = policy.pick({"small": waiting(*["small"] * 6), "large": waiting("large", "large")}, most)
+        assert len(picked) <= (most or 6)
+        name = picked[0].name
         policy.took(name, cost := 1.0 if name == "small" else 4.0)
         seconds[name] += cost
     assert abs(seconds["small"] / 6 - seconds["large"] / 2) <= 4.0

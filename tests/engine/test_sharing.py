@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from app.engine.batching import Batcher
+from app.engine.joining import SharedMethod
 from app.engine.task import Task
 from tests.engine.together import DEADLINE_S
 
@@ -38,7 +39,7 @@ class Encoder(nn.Linear):
 def test_two_modules_of_one_class_are_never_taken_for_each_other(batcher: Batcher) -> None:
     """As the two text encoders of Stable Diffusion 3, whose calls look alike."""
     one, other = Encoder(), Encoder()
-    shared: list[Callable[[Tensor], Tensor]] = [batcher.share(module, "forward") for module in (one, other)]
+    shared: list[Callable[[Tensor], Tensor]] = [batcher.share(SharedMethod(module)) for module in (one, other)]
     sample, meet = torch.ones(1, 4), Barrier(2)
 
     def wait() -> None:
