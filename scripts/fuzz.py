@@ -63,6 +63,16 @@ def is_quiet() -> bool:
     return serving.rows_of() == before
 
 
+def traces(rows: int, tasks: int) -> str:
+    """What the cases should have left behind and did not, or the other way round. Nothing, if all is well."""
+    if serving.rows_of() == rows:
+        return "No picture was made: the service refused everything."
+    if not is_quiet():
+        return "The denoiser is still at work though nobody waits for a picture."
+    left = serving.tasks_of() - tasks
+    return f"{left} tasks of the event loops are left." if left > 0 else ""
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=15_000, help="most to share out; operations without input need few (default 15000)")
@@ -72,9 +82,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with ExitStack() as stack:
         url = args.url or stack.enter_context(serving.served(stack.enter_context(serving.cluster()), **LIMITS))
+        if not makes_pictures(url):
+            return 1
+        before = (serving.rows_of(), serving.tasks_of()) if args.url is None else None
         code = fuzz(url, args.cases, args.seed, args.hours * 3600)
-        if args.url is None and not is_quiet():
-            print("The denoiser is still at work though nobody waits for a picture.", file=sys.stderr)
+        if before and (trace := traces(*before)):
+            print(trace, file=sys.stderr)
             return 1
         if not makes_pictures(url):
             return 1

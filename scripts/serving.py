@@ -57,3 +57,10 @@ def rows_of(name: str = "imagine") -> int:
 
     rows: int = serve.get_deployment_handle("TextToImage", name).denoiser_rows.remote().result(timeout_s=60)
     return rows
+
+
+def tasks_of(name: str = "imagine") -> int:
+    """Of the event loops of an app's replicas, one of each kind."""
+    from ray import serve
+
+    return sum(serve.get_deployment_handle(kind, name).tasks.remote().result(timeout_s=60) for kind in ("APIIngress", "TextToImage"))

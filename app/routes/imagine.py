@@ -30,7 +30,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"model": ErrorAnswer, "description": "The body is too large"},
     415: {"model": ErrorAnswer, "description": "The body is not JSON"},
     422: {"model": ErrorAnswer, "description": "A field breaks a rule"},
-    503: {"model": ErrorAnswer, "description": "Loading, or too busy; `Retry-After` and the body say when to come back"},
+    503: {
+        "model": ErrorAnswer,
+        "content": {"text/plain": {}},
+        "description": "Loading, or too busy; `Retry-After` and the body say when to come back. As text: Serve's proxy itself has no room",
+    },
     504: {"model": ErrorAnswer, "description": "The picture was not ready in the time the request was given"},
 }
 NOT_ACCEPTABLE: dict[int | str, dict[str, Any]] = {406: {"model": ErrorAnswer, "description": "No form that `Accept` allows"}}

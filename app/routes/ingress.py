@@ -31,6 +31,8 @@ from app.settings import Settings
 logger = logging.getLogger("ray.serve")
 
 SPARE_REQUESTS = 1000  # that share a picture, ask for none or are on their way to a refusal, all at once
+MOST_BEFORE_THE_DOOR = 1000  # that wait in Serve's proxy once there are more, before it turns them away without asking
+COME_BACK_IN_S = 5.0
 NOT_NOW = (RayError, RayServeException, KeyError, TimeoutError)  # what asking Serve raises while it starts, changes or has lost something
 SECONDS_BETWEEN_TRIES = 1.0
 SECONDS_BETWEEN_COUNTS = 5.0  # of replicas
@@ -183,7 +185,9 @@ def api_ingress(model: Application, settings: Settings) -> Application:
         APIIngress,
         num_replicas=1,
         ray_actor_options={"num_cpus": 0},
-        # Waiting is done here, where it is counted and bounded: nobody may wait in Serve's own queue, which tells no times.
+        # Waiting is done here, where it is counted and bounded: nobody should wait in Serve's own queue, which tells no times.
+        max_queued_requests=MOST_BEFORE_THE_DOOR,
+        backpressure_config={"retry_after_s": COME_BACK_IN_S},
         max_ongoing_requests=SPARE_REQUESTS + settings.max_queued_requests + settings.max_batch_size * (settings.max_replicas or 1),
         graceful_shutdown_timeout_s=settings.graceful_shutdown_timeout_s,
     )

@@ -70,11 +70,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         404: "Another model than the served one",
         413: "The body is too large",
         415: "The body is not JSON",
-        503: "Loading, or too busy; `Retry-After` says when to come back",
         504: "The pictures were not ready in the time the request was given",
     }.items()
 }
-ERRORS[408] = imagine.ERRORS[408] | {"model": ProblemAnswer}
+ERRORS |= {status: imagine.ERRORS[status] | {"model": ProblemAnswer} for status in (408, 503)}
 UNUSED: dict[int | str, dict[str, Any]] = {422: {"model": ProblemAnswer, "description": "Never: a field that breaks a rule is a 400 here"}}
 
 

@@ -23,8 +23,9 @@ from ray import serve
 
 from app import png
 from app.client import ImagineClient
+from app.routes import ingress
 from app.schemas import Facts, ImageRequest, Progress
-from tests.cluster.test_serving import ROWS_OF_A_STEP, eventually
+from tests.cluster.test_serving import ROWS_OF_A_STEP, eventually, serve_tiny
 from tests.engine.together import pixels
 
 LONG: dict[str, Any] = {"prompt": "a star", "num_inference_steps": 150, "seed": 1}
@@ -91,15 +92,20 @@ def grows(rows: Callable[[], int], by: int) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize(("request_", "pictures"), ROUTES.values(), ids=ROUTES)
-def test_a_closed_connection_stops_the_work_within_a_step(
+def test_a_closed_connection_stops_the_work_within_a_step_and_a_neighbours_picture_is_right(
     client: ImagineClient, denoiser_rows: Callable[[], int], request_: bytes, pictures: int
 ) -> None:
+    neighbour, steps = ImageRequest(prompt="a neighbour", num_inference_steps=10, seed=1, **LARGE), threading.Semaphore(0)
+    alone = client.generate(neighbour).image
     under_way = grows(denoiser_rows, 4 * ROWS_OF_A_STEP * pictures)
-    with connected(client, request_):
-        eventually(under_way)
-    at_the_end = denoiser_rows()  # a step may have begun before the connection was closed, and another before that was known
-    client.generate(ImageRequest(prompt="the next one", num_inference_steps=8, **LARGE))  # time for as many steps of those before
-    assert denoiser_rows() - at_the_end - 8 * ROWS_OF_A_STEP <= 2 * ROWS_OF_A_STEP * pictures
+    with ThreadPoolExecutor(1) as thread:
+        with connected(client, request_):
+            eventually(under_way)
+            made = thread.submit(client.generate, neighbour, lambda progress: steps.release())
+            assert steps.acquire(timeout=60)
+        at_the_end = denoiser_rows()  # a step may have begun before the connection was closed, and another before that was known
+        assert np.abs(pixels(made.result(60).image) - pixels(alone)).max() <= 1
+    assert denoiser_rows() - at_the_end <= ROWS_OF_A_STEP * (10 + 2 * pictures)
 
 
 def test_those_who_stay_get_the_pictures_they_would_have_had_alone(client: ImagineClient) -> None:
@@ -211,6 +217,31 @@ def test_a_deadline_that_passes_in_the_middle_is_a_504(client: ImagineClient) ->
 
     # A machine that stood still while it was alone gives too much time, or has taught the queue to let nobody in.
     eventually(lambda: answer_in_a_crowd() == (504, "deadline_passed"), within_s=120)
+
+
+def test_who_finds_no_room_even_before_the_door_is_told_when_to_come_back(
+    cluster: str, client: ImagineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingress, "SPARE_REQUESTS", 1)
+    monkeypatch.setattr(ingress, "MOST_BEFORE_THE_DOOR", 1)
+    serve_tiny("crowded", max_batch_size=1, max_queued_requests=1, cpu_threads=1)
+    crowded, without_its_body = ImagineClient(f"{cluster}/crowded"), post("/crowded/imagine", prompt="a star")[:-5]
+
+    def answer() -> tuple[int, str]:
+        with contextlib.suppress(requests.Timeout):
+            told = requests.get(f"{crowded.base_url}/healthz", timeout=5)
+            return told.status_code, told.headers.get("Retry-After", "")
+        return 0, ""
+
+    try:
+        crowded.wait_until_ready(timeout_s=120)
+        with contextlib.ExitStack() as open_:
+            for _ in range(1 + 1 + 1 + 1):
+                open_.enter_context(connected(crowded, without_its_body))
+            eventually(lambda: answer() == (503, "5"))
+        eventually(lambda: answer() == (200, ""))
+    finally:
+        serve.delete("crowded")
 
 
 def test_everything_is_counted(client: ImagineClient) -> None:

@@ -1,10 +1,13 @@
 """OpenAI's fields in the words of a request. `tests/cluster` has OpenAI's own client on real Ray Serve."""
 
+import re
 from typing import Any
 
 import pytest
 
 from app.engine.engine import ImageEngine
+from app.routes import openai_edits, openai_fields
+from app.routes.openai_edits import LIST_OF_IMAGES, EditsBody
 from app.routes.openai_fields import GenerationsBody
 
 OWN = 20  # steps of the bundled model, if nobody says how many
@@ -26,3 +29,17 @@ OWN = 20  # steps of the bundled model, if nobody says how many
 def test_quality_is_a_number_of_steps_and_a_number_that_is_given_wins(engine: ImageEngine, fields: dict[str, Any], steps: float) -> None:
     (asked,) = GenerationsBody(prompt="a star", **fields).to_requests(engine.capabilities, most=8)
     assert asked.num_inference_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("table", "body"), [(openai_fields.FIELDS, GenerationsBody), (openai_edits.FIELDS, EditsBody)], ids=["generations", "edits"]
+)
+def test_a_field_is_taken_if_and_only_if_the_table_says_so(table: str, body: type[GenerationsBody]) -> None:
+    rows = [re.findall(r"\| (`.+`) \| (.+) \|", line) for line in table.splitlines()]
+    taken, refused = set[str](), set[str]()
+    for names, said in (row[0] for row in rows if row):
+        (refused if said.startswith("refused") else taken).update(re.findall(r"`(\w+)`", names))
+    fields = {field.alias or name for name, field in body.model_fields.items()} - {LIST_OF_IMAGES}
+    assert (taken, refused & fields) == (fields, set())
+    assert refused, "and what is no field is refused"
+    assert body.model_config["extra"] == "forbid"

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
@@ -18,7 +18,8 @@ STAR = ImageRequest(prompt="a star", seed=1, num_inference_steps=3)
 FACTS = Facts(request=STAR, model="", revision="", pipeline="", scheduler="", dtype="", device="", versions={})
 PICTURE = GeneratedImage(b"a picture", FACTS)
 UNAVAILABLE = DeploymentUnavailableError(DeploymentID("TextToImage"))
-LOST = [OutOfMemoryError("of the node"), NodeDiedError("gone"), UNAVAILABLE, EngineStopped("died")]
+FROM_ANOTHER_PROCESS = RayTaskError("generate", "", EngineStopped("died")).as_instanceof_cause()
+LOST = [OutOfMemoryError("of the node"), NodeDiedError("gone"), UNAVAILABLE, EngineStopped("died"), FROM_ANOTHER_PROCESS]
 
 
 class Answer:
