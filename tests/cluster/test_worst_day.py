@@ -143,14 +143,34 @@ def metric(name: str, *tags: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(tag in line for tag in ('application="imagine"', *tags)))
 
 
-def replica_processes(application: str = "imagine") -> set[int]:
-    """The process numbers of the model's. The kernel shows the first 15 characters of a name, Ray writes the rest into the command line."""
-    found = set()
+def processes(title: str) -> list[psutil.Process]:
+    """Those of Ray with this in their title, of which the kernel shows 15 characters and the command line the rest."""
+    found = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if f"ServeReplica:{application}:TextToImage" in " ".join(child.cmdline()):
-                found.add(child.pid)
+            if title in " ".join(child.cmdline()):
+                found.append(child)
     return found
+
+
+def replica_processes(application: str = "imagine") -> set[int]:
+    """The process numbers of the model's."""
+    return {process.pid for process in processes(f"ServeReplica:{application}:TextToImage")}
+
+
+def test_pictures_are_made_while_serves_controller_does_not_answer(client: ImagineClient) -> None:
+    asked = ImageRequest(prompt="a star", num_inference_steps=4, seed=1)
+    expected = pixels(client.generate(asked).image)
+    (controller,) = processes("ray::ServeController")
+    controller.suspend()
+    try:
+        assert not requests.get(f"{client.base_url}/readyz", timeout=30).ok
+        for on_progress in (None, lambda progress: None):
+            made = ImagineClient(client.base_url, retries=0).generate(asked, on_progress)
+            assert np.abs(pixels(made.image) - expected).max() <= 1
+    finally:
+        controller.resume()
+    eventually(lambda: requests.get(f"{client.base_url}/readyz", timeout=30).ok)
 
 
 def test_a_dead_replica_loses_nothing_and_is_replaced(client: ImagineClient, denoiser_rows: Callable[[], int]) -> None:

@@ -33,9 +33,9 @@ def plainly(loaded: Checkpoint, asked: EditRequest) -> np.ndarray[tuple[int, ...
 def test_an_edit_and_a_picture_from_nothing_share_calls_and_both_are_right(
     start: Engines, loaded: Checkpoint, batches: list[Batch]
 ) -> None:
-    engine, asked, meet = start(loaded), edit(1), all_in_the_loop(2)
+    engine, asked, meet = start(loaded), edit(1, num_inference_steps=20), all_in_the_loop(2)  # so many that they meet again and again
     with ThreadPoolExecutor(2) as threads:
-        futures = [threads.submit(engine.generate, one, meet) for one in (asked, request(2))]
+        futures = [threads.submit(engine.generate, one, meet) for one in (asked, request(2, num_inference_steps=20))]
         edited, made = [future.result(DEADLINE_S) for future in futures]
     assert most_shared(batches) == 2
     assert np.abs(pixels(edited.image) - plainly(loaded, asked)).max() <= 1

@@ -43,7 +43,7 @@ def test_pictures_are_the_plain_pipelines_within_the_stated_tolerance(sdxl: Chec
 def test_pictures_painted_over_are_the_plain_pipelines_too(sdxl: Checkpoint, start: Engines, batches: list[Batch]) -> None:
     editing = image_to_image(sdxl)
     assert editing is not None
-    asked = [EditRequest.of(request(number), SOURCE, 0.6) for number in range(3)]
+    asked = [EditRequest.of(request(number, num_inference_steps=10), SOURCE, 0.6) for number in range(3)]
     plain = replace(editing, arguments={"image": SOURCE, "strength": 0.6})
     expected = [alone(plain, one.plain()) for one in asked]
     made = together(start(sdxl), asked)
