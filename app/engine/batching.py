@@ -110,9 +110,11 @@ class Batcher:
         try:
             compute_with(self._cpu_threads)
             with torch.inference_mode():
-                while self._end is None:
+                while True:
                     self._busy_since = time.monotonic()
                     self._news.clear()  # before looking: what comes later ends the wait
+                    if self._end is not None:
+                        break
                     self._look_at_lanes()
                     self._drop_stopped()
                     if not self._go_on() and not self._begin_next():

@@ -51,8 +51,10 @@ class Task:
     def wait_for(self, future: Future[Any]) -> Any:  # noqa: ANN401
         """In the task: others go on until `future` has its result, or is given up. Raises why it was stopped, if so."""
         self._waits_for = future
-        self._greenlet.parent.switch()  # type: ignore[union-attr]  # it runs
-        self._waits_for = None  # or it would keep the answer until the end
+        try:
+            self._greenlet.parent.switch()  # type: ignore[union-attr]  # it runs
+        finally:
+            self._waits_for = None  # or it would keep the answer until the end
         self.stop_if_asked()
         return future.result()
 

@@ -5,6 +5,7 @@
 
 import asyncio
 import hmac
+import logging
 import time
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.routes.errors import answer_for, error_response
 from app.schemas import ErrorAnswer, ErrorDetail
+
+logger = logging.getLogger("ray.serve")
 
 OPEN_PATHS = ("/healthz", "/readyz")
 BODY_WITHIN_S = 60.0
@@ -119,14 +122,19 @@ async def _while_connected(inner: ASGIApp, scope: Scope, receive: Receive, send:
     heard: asyncio.Queue[Message] = asyncio.Queue()
 
     async def listen() -> None:
-        message: Message = {"type": "http.request"}
-        while message["type"] != "http.disconnect":
+        stays = True
+        while stays:
             message = await receive()
+            stays = message["type"] != "http.disconnect"
             heard.put_nowait(message)
+            del message  # which holds the body
 
     work, left = asyncio.ensure_future(inner(scope, heard.get, send)), asyncio.ensure_future(listen())
     try:
         await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+        if left.done() and (error := left.exception()):
+            logger.warning("whether the caller stays cannot be heard: %s", error)
+            await asyncio.wait({work})
     finally:
         work.cancel()
         left.cancel()

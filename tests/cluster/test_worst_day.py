@@ -256,9 +256,8 @@ def test_who_finds_no_room_even_before_the_door_is_told_when_to_come_back(
     try:
         crowded.wait_until_ready(timeout_s=120)
         with contextlib.ExitStack() as open_:
-            for _ in range(1 + 1 + 1 + 1):
-                open_.enter_context(connected(crowded, without_its_body))
-            eventually(lambda: answer() == (503, "5"))
+            # One more each time: some may be turned away themselves.
+            eventually(lambda: bool(open_.enter_context(connected(crowded, without_its_body))) and answer() == (503, "5"))
         eventually(lambda: answer() == (200, ""))
     finally:
         serve.delete("crowded")

@@ -106,6 +106,26 @@ def test_serves_own_error_when_a_caller_leaves_is_no_error_of_the_service() -> N
     assert heard == [{"type": "http.disconnect"}]
 
 
+def test_a_caller_that_cannot_be_heard_any_more_gets_its_answer() -> None:
+    sent, asked = list[Message](), asyncio.Event()
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        await asked.wait()
+        for _ in range(10):  # turns of the event loop, in which it could be cancelled
+            await asyncio.sleep(0)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def receive() -> Message:
+        asked.set()
+        raise ConnectionError("to the proxy, for a moment")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(doors.Doors(route, "test", (), 1000, 1000)({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send))
+    assert [message["status"] for message in sent] == [200]
+
+
 def test_a_body_that_does_not_say_how_long_it_is_is_not_read_to_its_end_if_it_is_too_long() -> None:
     reached, sent = list[str](), list[Message]()
     told: list[Message] = [{"type": "http.request", "body": b"x" * 600, "more_body": True} for _ in range(9)]

@@ -112,7 +112,7 @@ def test_in_a_stream_every_step_and_picture_is_told_once_however_often_it_was_ma
 
 
 @pytest.mark.parametrize("model", [Model(dying=1, last=True), Model(hangs=True, last=True)], ids=["it dies", "it hangs"])
-def test_after_the_last_picture_nothing_that_happens_to_the_replica_matters(model: Model) -> None:
+def test_a_replica_that_dies_or_hangs_after_the_last_picture_is_no_error(model: Model) -> None:
     updates, retries = told(model, max_tries=1, steps=True, given_s=1.0)
     assert (updates[-1], retries) == (Update(0, PICTURE), 0)
 
