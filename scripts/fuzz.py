@@ -47,7 +47,7 @@ def fuzz(url: str, cases: int, seed: int | None, timeout_s: float) -> int:
 
 
 def makes_pictures(url: str) -> bool:
-    """Whether the service has room and a replica for a picture, after all that."""
+    """Whether the service has room and a replica for a picture."""
     try:
         request = ImageRequest(prompt="a red star", seed=1, num_inference_steps=2, width=64, height=64)
         ImagineClient(url).generate(request, lambda progress: None)  # in a stream, whose library keeps a task from the first one on
@@ -64,13 +64,13 @@ def is_quiet() -> bool:
     return serving.rows_of() == before
 
 
-def traces(rows: int, tasks: int) -> str:
-    """What the cases should have left behind and did not, or the other way round. Nothing, if all is well."""
-    if serving.rows_of() == rows:
+def complaint(rows_before: int, tasks_before: int) -> str:
+    """What is wrong after the cases, or nothing."""
+    if serving.rows_of() == rows_before:
         return "No picture was made: the service refused everything."
     if not is_quiet():
         return "The denoiser is still at work though nobody waits for a picture."
-    left = serving.tasks_of() - tasks
+    left = serving.tasks_of() - tasks_before
     return f"{left} tasks of the event loops are left." if left > 0 else ""
 
 
@@ -87,8 +87,8 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         before = (serving.rows_of(), serving.tasks_of()) if args.url is None else None
         code = fuzz(url, args.cases, args.seed, args.hours * 3600)
-        if before and (trace := traces(*before)):
-            print(trace, file=sys.stderr)
+        if before and (wrong := complaint(*before)):
+            print(wrong, file=sys.stderr)
             return 1
         if not makes_pictures(url):
             return 1

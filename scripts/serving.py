@@ -7,6 +7,8 @@ import os
 import socket
 from collections.abc import Iterator
 
+import psutil
+
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": "local"}
 LOGICAL_CPUS = 16  # what is tried is not how many replicas fit
 
@@ -49,6 +51,14 @@ def served(address: str, name: str = "imagine", route_prefix: str = "/", **setti
         yield url
     finally:
         serve.delete(name)
+
+
+def processes(title: str) -> Iterator[psutil.Process]:
+    """Those of this process's cluster with this in their title, of which the kernel shows 15 characters and the command line the rest."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if title in " ".join(child.cmdline()):
+                yield child
 
 
 def rows_of(name: str = "imagine") -> int:

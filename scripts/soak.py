@@ -12,21 +12,19 @@ quarter. Exit code 0: so it was.
 import argparse
 import asyncio
 import base64
-import contextlib
 import json
 import random
 import statistics
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
 import aiohttp
 import numpy as np
-import psutil
 import requests
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -37,6 +35,7 @@ from app.schemas import ImageRequest
 from scripts import serving
 
 SUBJECTS = 12
+REPLICA = "ServeReplica:imagine"
 MOST_GROWTH = 1.05
 FIRST_PART = 4  # of so many, in which memory may still grow
 SECONDS_BETWEEN_SAMPLES = 5.0
@@ -207,13 +206,6 @@ def _last_event(body: bytes, name: str) -> dict[str, Any]:
     return {}
 
 
-def replicas() -> Iterator[psutil.Process]:
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "ServeReplica:imagine" in " ".join(child.cmdline()):
-                yield child
-
-
 async def storm(url: str, references: Sequence[Reference], clients: int, seconds: float, seed: int) -> Seen:
     seen = Seen()
     end = time.monotonic() + seconds
@@ -221,7 +213,7 @@ async def storm(url: str, references: Sequence[Reference], clients: int, seconds
     async def watch() -> None:
         while time.monotonic() < end:
             await asyncio.sleep(SECONDS_BETWEEN_SAMPLES)
-            for child in replicas():
+            for child in serving.processes(REPLICA):
                 seen.memory[child.pid].append(child.memory_full_info().uss)
                 seen.threads[child.pid].append(child.num_threads())
 
@@ -252,11 +244,11 @@ def main(argv: list[str] | None = None) -> int:
         references = [reference(client, number) for number in range(SUBJECTS)]
         asyncio.run(storm(url, references, args.clients, 10.0, args.seed + 1000))  # pools are filled, caches warm
         time.sleep(5)
-        before, processes = serving.tasks_of(), {child.pid for child in replicas()}
+        before, processes = serving.tasks_of(), {child.pid for child in serving.processes(REPLICA)}
         seen = asyncio.run(storm(url, references, args.clients, 60 * args.minutes, args.seed))
         time.sleep(5)
         after = serving.tasks_of()
-        if {child.pid for child in replicas()} != processes:
+        if {child.pid for child in serving.processes(REPLICA)} != processes:
             seen.wrong.append("a replica is not the process that it was")
         for number, right in enumerate(references):
             if not is_same_picture(client.generate(ImageRequest(**subject(number))).png, right.picture):

@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import numpy as np
-import psutil
 import pytest
 import ray
 import requests
@@ -25,14 +24,13 @@ from app import png
 from app.client import ImagineClient
 from app.routes import ingress
 from app.schemas import Facts, ImageRequest, Progress
+from scripts import serving
 from tests.cluster.test_serving import ROWS_OF_A_STEP, eventually, serve_tiny
 from tests.engine.together import pixels
 
 LONG: dict[str, Any] = {"prompt": "a star", "num_inference_steps": 150, "seed": 1}
 LARGE: dict[str, Any] = {"width": 256, "height": 256}
-
-
-KEEP_ON = "X-Request-Disconnect-Disabled: ?1\r\n"  # by which Serve's proxy goes on after its caller has left
+DISCONNECT_DISABLED = "X-Request-Disconnect-Disabled: ?1\r\n"
 
 
 def get(path: str, head: str = "", **fields: object) -> bytes:
@@ -69,7 +67,7 @@ def edits() -> bytes:
 
 ROUTES = {
     "GET /imagine": (get("/imagine", **LONG, **LARGE), 1),
-    "GET /imagine, to be made to its end": (get("/imagine", KEEP_ON, **LONG, **LARGE), 1),
+    "GET /imagine, disconnect disabled": (get("/imagine", DISCONNECT_DISABLED, **LONG, **LARGE), 1),
     "POST /imagine": (post("/imagine", **LONG, **LARGE), 1),
     "POST /replay": (replay(), 1),
     "GET /imagine/stream": (get("/imagine/stream", previews=True, **LONG, **LARGE), 1),
@@ -143,25 +141,15 @@ def metric(name: str, *tags: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(tag in line for tag in ('application="imagine"', *tags)))
 
 
-def processes(title: str) -> list[psutil.Process]:
-    """Those of Ray with this in their title, of which the kernel shows 15 characters and the command line the rest."""
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if title in " ".join(child.cmdline()):
-                found.append(child)
-    return found
-
-
 def replica_processes(application: str = "imagine") -> set[int]:
     """The process numbers of the model's."""
-    return {process.pid for process in processes(f"ServeReplica:{application}:TextToImage")}
+    return {process.pid for process in serving.processes(f"ServeReplica:{application}:TextToImage")}
 
 
 def test_pictures_are_made_while_serves_controller_does_not_answer(client: ImagineClient) -> None:
     asked = ImageRequest(prompt="a star", num_inference_steps=4, seed=1)
     expected = pixels(client.generate(asked).image)
-    (controller,) = processes("ray::ServeController")
+    (controller,) = serving.processes("ray::ServeController")
     controller.suspend()
     try:
         assert not requests.get(f"{client.base_url}/readyz", timeout=30).ok

@@ -23,7 +23,7 @@ LOST = [OutOfMemoryError("of the node"), NodeDiedError("gone"), UNAVAILABLE, Eng
 
 
 class Answer:
-    """What a handle gives: a response, or a stream whose replica may die or hang after the second step, or `last` of all."""
+    """What a handle gives: a response, or a stream whose replica may die or hang after the second step, or only after the last picture."""
 
     def __init__(self, *, dies: Exception | None, hangs: bool, last: bool) -> None:
         self._dies, self._hangs, self._last, self._news, self.cancelled = dies, hangs, last, self._stream(), False
