@@ -109,24 +109,21 @@ class APIIngress:
     async def _learn(self) -> None:
         """A replica answers only once its model has made a picture. After that, how many there are and what they can do is looked at for
         ever: a new ingress may be up before the replicas of its own version are."""
-        while self._line is None:
-            try:
-                self._capabilities, rate = await self._model.introduction.remote()
-                self._line = self._new_line(*measure_of(self._capabilities, rate))
-            except NOT_NOW:
-                await asyncio.sleep(SECONDS_BETWEEN_TRIES)
-            except Exception:  # nobody else would see it, and without an answer no request is ever let in
-                logger.exception("the replicas could not be asked what they can do")
-                await asyncio.sleep(SECONDS_BETWEEN_TRIES)
         while True:
             try:
+                if self._line is None:
+                    self._capabilities, rate = await self._model.introduction.remote()
+                    self._line = self._new_line(*measure_of(self._capabilities, rate))
                 self._line.changed_replicas(await self._running_replicas())
                 self._follow(*await asyncio.wait_for(self._model.introduction.remote(), SECONDS_BETWEEN_COUNTS))
             except TimeoutError:  # all replicas are full, or gone
                 pass
             except NOT_NOW as error:
-                logger.warning("the replicas could not be counted: %s", error)
-            await asyncio.sleep(SECONDS_BETWEEN_COUNTS)
+                if self._line is not None:
+                    logger.warning("the replicas could not be counted: %s", error)
+            except Exception:  # nobody else would see it, and it must go on: without an answer no request is ever let in
+                logger.exception("the replicas could not be asked")
+            await asyncio.sleep(SECONDS_BETWEEN_TRIES if self._line is None else SECONDS_BETWEEN_COUNTS)
 
     def _follow(self, capabilities: Capabilities, rate: float) -> None:
         """The first replica that answered may have been of the version before, whose model had another size and speed."""
