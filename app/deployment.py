@@ -48,6 +48,7 @@ class TextToImage:
             device=settings.device,
             dtype=settings.dtype,
             revision=settings.revision,
+            compile_repeated_blocks=settings.compile_repeated_blocks,
         )
         self._counts = counts = Counts()
         self._places = settings.max_batch_size

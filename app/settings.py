@@ -46,6 +46,10 @@ class Settings(BaseSettings):
     dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16"], Field(description="`auto` is `float16` on a GPU and `float32` on a CPU")
     ] = "auto"
+    compile_repeated_blocks: Annotated[
+        bool,
+        Field(description="Let diffusers compile the denoiser's blocks, which is for GPUs: a longer start, and a C++ compiler is needed"),
+    ] = False
     min_replicas: Annotated[int, Field(ge=1, le=99, description="Model replicas that are always up")] = 1
     max_replicas: Annotated[
         int | None, Field(ge=1, le=99, description="Model replicas under load; 99 on GPUs and `min_replicas` on a CPU if not given")

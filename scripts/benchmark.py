@@ -4,6 +4,7 @@ practical limit), and the engine with as many callers at once.
     python -m scripts.benchmark                                             # the bundled checkpoint on this machine
     python -m scripts.benchmark --model sd2-random --device cuda --size 512 --steps 25
     python -m scripts.benchmark --requests 1 8 --rounds 3 --out results
+    python -m scripts.benchmark --compiled                                  # and the engine with compile_repeated_blocks
     python -m scripts.benchmark --served                                    # over HTTP instead: see scripts/benchmark_serving.py
 
 The ways take turns, round by round, and are compared within each round: the medians of those ratios hold on a machine whose speed drifts.
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from app.schemas import ImageRequest
 from scripts.machine import about_machine
-from scripts.ways import ENGINE, LOOP, WHOLE, Way
+from scripts.ways import COMPILED, ENGINE, LOOP, WHOLE, Way
 
 MORE_ROUNDS = 4  # times as many, at most, where fewer requests make a round shorter
 PROMPTS = ("a red heart on a yellow background", "a small blue star", "a green tree under a white cloud", "a purple fish")
@@ -87,11 +88,11 @@ def measure(ways: Mapping[str, Way], load: str, asked: Sequence[ImageRequest], r
 
 def table(results: Sequence[Result]) -> str:
     lines = [
-        "| load | requests | loop s | whole batch s | engine s | engine / whole batch | engine / loop | most shared |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| load | requests | loop s | whole batch s | engine s | engine / whole batch | engine / loop | engine / compiled | most shared |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for one in results:
-        told = (one.median(LOOP), one.median(WHOLE), one.median(ENGINE), one.engine_over(WHOLE), one.engine_over(LOOP))
+        told = (one.median(LOOP), one.median(WHOLE), one.median(ENGINE), *map(one.engine_over, (WHOLE, LOOP, COMPILED)))
         numbers = " | ".join("–" if number is None else f"{number:.2f}" for number in told)
         lines.append(f"| {one.load} | {one.requests} | {numbers} | {one.most_shared} |")
     return "\n".join(lines)
@@ -103,7 +104,7 @@ def plot(results: Sequence[Result], path: Path, title: str) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axes, load in zip(figure.subplots(1, 2, sharey=True), ("equal", "mixed"), strict=True):
         chosen = [one for one in results if one.load == load]
-        for way in (LOOP, WHOLE, ENGINE):
+        for way in (LOOP, WHOLE, ENGINE, COMPILED):
             points = [(one.requests, one.requests / median) for one in chosen if (median := one.median(way))]
             if points:
                 axes.plot(*zip(*points, strict=True), marker="o", label=way)
@@ -136,6 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20, help="default 20")
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="how many at once (default 1 2 4 8 16)")
     parser.add_argument("--rounds", type=int, default=5, help=f"default 5; up to {MORE_ROUNDS} times as many where fewer are at once")
+    parser.add_argument("--compiled", action="store_true", help="the engine with compiled blocks, too")
     parser.add_argument("--out", type=Path, default=Path(".benchmark"), help="default .benchmark")
     args = parser.parse_args(argv)
 
@@ -148,9 +150,8 @@ def main(argv: list[str] | None = None) -> int:
         if load == "equal" or count > 1
     ]
     with ExitStack() as stack:
-        ways = {
-            name: stack.enter_context(closing(Way(name, args.model, args.device, max(args.requests)))) for name in (LOOP, WHOLE, ENGINE)
-        }
+        names = (LOOP, WHOLE, ENGINE, COMPILED) if args.compiled else (LOOP, WHOLE, ENGINE)
+        ways = {name: stack.enter_context(closing(Way(name, args.model, args.device, max(args.requests)))) for name in names}
         rounds = {count: args.rounds * min(MORE_ROUNDS, max(args.requests) // count) for count in args.requests}
         results = [measure(ways, load, asked, rounds[len(asked)]) for load, asked in tqdm(cases)]
     args.out.mkdir(parents=True, exist_ok=True)

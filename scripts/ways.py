@@ -13,14 +13,14 @@ import torch
 
 from app import png
 from app.engine import checkpoint
-from app.engine.checkpoint import Checkpoint, capabilities_of
+from app.engine.checkpoint import Checkpoint, capabilities_of, compile_blocks_of
 from app.engine.device import Batch
 from app.engine.engine import ImageEngine
 from app.engine.facts import facts_of
 from app.schemas import ImageRequest
 from scripts import random_sd2
 
-LOOP, WHOLE, ENGINE = "loop", "whole batch", "engine"
+LOOP, WHOLE, ENGINE, COMPILED = "loop", "whole batch", "engine", "engine, compiled"
 Make = Callable[[Sequence[ImageRequest]], int]
 
 
@@ -31,7 +31,7 @@ class Taken:
 
 
 class Way:
-    """LOOP, WHOLE or ENGINE, ready once it was used for the first time. Every way starts from prompts and ends with PNG bytes."""
+    """One of the four, ready once it was used for the first time. Every way starts from prompts and ends with PNG bytes."""
 
     def __init__(self, name: str, model: str, device: str, largest: int) -> None:
         self._process = ProcessPoolExecutor(1, get_context("spawn"), _prepare, (name, model, device, largest))
@@ -48,7 +48,9 @@ _ready: list[Make] = []  # what this process does
 
 def _prepare(name: str, model: str, device: str, largest: int) -> None:
     loaded = load_checkpoint(model, device)
-    _ready.append(_with_engine(loaded, largest) if name == ENGINE else _with_pipeline(loaded, whole=name == WHOLE))
+    if name == COMPILED:
+        compile_blocks_of(loaded.pipe)
+    _ready.append(_with_engine(loaded, largest) if name in (ENGINE, COMPILED) else _with_pipeline(loaded, whole=name == WHOLE))
 
 
 def _timed(asked: Sequence[ImageRequest]) -> Taken:

@@ -106,15 +106,21 @@ def test_what_the_settings_say_of_the_model_reaches_the_replica(monkeypatch: pyt
 
     def noted(model: str, **how: Any) -> checkpoint.Checkpoint:  # noqa: ANN401
         asked.update(how)
-        return load(model, **how)
+        return load(model, **how | {"compile_repeated_blocks": False})  # which takes half a minute
 
     monkeypatch.setattr(checkpoint, "load", noted)
-    fields = {"dtype": "bfloat16", "revision": "pinned", "max_pixels": 64 * 64, "max_num_inference_steps": 3}
+    fields = {
+        "compile_repeated_blocks": True,
+        "dtype": "bfloat16",
+        "revision": "pinned",
+        "max_pixels": 64 * 64,
+        "max_num_inference_steps": 3,
+    }
     model = TextToImage(Settings.model_validate({"model": "tiny", "device": "cpu", "cpu_threads": 1, **fields}))
     capabilities, _ = asyncio.run(model.introduction())
     (made,) = asyncio.run(model.generate([ImageRequest(prompt="a star", seed=1).resolved(capabilities)]))
     model._engine.close()
-    assert (asked["revision"], made.facts.dtype) == ("pinned", "bfloat16")
+    assert (asked["compile_repeated_blocks"], asked["revision"], made.facts.dtype) == (True, "pinned", "bfloat16")
     assert (capabilities.max_pixels, capabilities.max_num_inference_steps) == (64 * 64, 3)
     assert (made.image.size, made.facts.request.num_inference_steps) == ((64, 64), 3)
 

@@ -64,7 +64,9 @@ class Checkpoint:
 
 
 @single_threaded()
-def load(model: str, *, device: str = "cpu", dtype: str = "auto", revision: str | None = None) -> Checkpoint:
+def load(
+    model: str, *, device: str = "cpu", dtype: str = "auto", revision: str | None = None, compile_repeated_blocks: bool = False
+) -> Checkpoint:
     """Load a short name, a hub id or a folder in diffusers format, `auto` in half precision on a GPU and in single on a CPU.
 
     Raises `CheckpointUnavailable`.
@@ -86,13 +88,28 @@ def load(model: str, *, device: str = "cpu", dtype: str = "auto", revision: str 
     recommended = call_parameters(pipe)
     if getattr(recommended.get("guidance_scale"), "default", None) is None or not hasattr(pipe, "vae_scale_factor"):
         raise CheckpointUnavailable(f"{type(pipe).__name__}, which {model!r} is for, has no guidance_scale or no autoencoder as others do")
+    pipe = pipe.to(device)
+    if compile_repeated_blocks:
+        compile_blocks_of(pipe)
     return Checkpoint(
-        pipe=pipe.to(device),
+        pipe=pipe,
         model=model,
         revision=_revision(known.location, revision),
         num_inference_steps=known.num_inference_steps or recommended["num_inference_steps"].default,
         guidance_scale=known.guidance_scale if known.guidance_scale is not None else recommended["guidance_scale"].default,
     )
+
+
+def compile_blocks_of(pipe: DiffusionPipeline) -> None:
+    """For all numbers of rows and all sizes, or every batch size would be compiled anew. It is done at the first calls.
+
+    Raises `CheckpointUnavailable`.
+    """
+    denoiser: Any = denoiser_of(pipe)
+    try:
+        denoiser.compile_repeated_blocks(dynamic=True)
+    except (AttributeError, ValueError) as error:  # more than one denoiser, or none with such blocks
+        raise CheckpointUnavailable(f"{type(pipe).__name__} has no repeated blocks to compile; load it without") from error
 
 
 def image_to_image(loaded: Checkpoint) -> Checkpoint | None:

@@ -1,9 +1,11 @@
 """`ImageEngine`: many requests at once on one stock diffusers pipeline, each with the picture it would have had alone."""
 
+import functools
 import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import torch
@@ -99,8 +101,11 @@ class ImageEngine:
         return self._editing
 
     def warm_up(self) -> None:
-        """Make a picture, so that the first caller does not pay for what is done only once."""
-        self.generate(ImageRequest(prompt="warm-up", num_inference_steps=2, seed=0), previews=True)
+        """Make a picture alone and two together, so that the first callers do not pay for what is done only once."""
+        request = ImageRequest(prompt="warm-up", num_inference_steps=2, seed=0)
+        for pictures in (1, 2):
+            with ThreadPoolExecutor(pictures) as threads:
+                list(threads.map(functools.partial(self.generate, previews=True), [request] * pictures))
 
     def check_health(self) -> None:
         """Raises if no picture can be made any more. If the last one failed, another is tried: some errors of a GPU stay for ever, and come
