@@ -13,7 +13,6 @@ import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -45,9 +44,8 @@ class Batcher:
         self._device = Device(FairShare(max_tasks), on_batch)
         self._warned_of_lists = False
         self._news = threading.Event()
-        self._lock = threading.Lock()  # for the queue and its end
-        self._queue: deque[Task] = deque()
-        self._tasks: list[Task] = []
+        self._lock = threading.Lock()  # for the end: nobody may come after it
+        self._tasks: list[Task] = []  # in the order they came; the first `max_tasks` of them run
         self._calls: list[Call] = []  # that wait
         self._cpu_threads = cpu_threads
         self._most_lanes = max(2, cpu_threads) if apart else 0  # a long decoding leaves one to the steps of others
@@ -72,7 +70,7 @@ class Batcher:
         with self._lock:
             if self._end is not None:
                 raise EngineStopped("the engine has stopped") from self._end
-            self._queue.append(task)
+            self._tasks.append(task)
         self._news.set()
         return task.result(on_told=self._news.set)
 
@@ -96,7 +94,6 @@ class Batcher:
 
     def _answer_to(self, call: Call) -> Any:  # noqa: ANN401
         task = call.task
-        task.stop_if_asked()
         task.step_kind = call.kind if call.shared.is_denoiser else None
         if call.shared.is_denoiser:
             task.loop_began = task.loop_began or time.monotonic()
@@ -119,15 +116,14 @@ class Batcher:
                     self._drop_stopped()
                     if not self._go_on() and not self._begin_next():
                         self._busy_since = None
-                        self._news.wait(SECONDS_BETWEEN_LOOKS if self._tasks or self._queue else None)
+                        self._news.wait(SECONDS_BETWEEN_LOOKS if self._tasks else None)
         except BaseException as error:
             logger.exception("the batching thread has died")
             self._end = error
         with self._lock:
-            for task in (*self._tasks, *self._queue):
+            for task in self._tasks:
                 task.end(EngineStopped("the engine has stopped"))
             self._tasks, self._calls = [], []
-            self._queue.clear()
         self._lanes.shutdown(cancel_futures=True)
 
     def _look_at_lanes(self) -> None:
@@ -137,31 +133,29 @@ class Batcher:
             lane.result()
 
     def _drop_stopped(self) -> None:
-        with self._lock:
-            for tasks in (self._tasks, self._queue):
-                for task in list(tasks):
-                    if reason := task.stop_reason():
-                        tasks.remove(task)
-                        task.end(reason)
+        for task in list(self._tasks):
+            if reason := task.stop_reason():
+                self._tasks.remove(task)
+                task.end(reason)
         self._calls = [call for call in self._calls if not call.task.ended]
 
     def _go_on(self) -> bool:
         """Every task that can goes on, until it waits. Whether there was one."""
-        while self._queue and len(self._tasks) < self._max_tasks:
-            self._tasks.append(self._queue.popleft())
-        able = [task for task in self._tasks if task.can_go_on]
+        able = [task for task in self._tasks[: self._max_tasks] if task.can_go_on]
         for task in able:
             task.go_on()
-        self._tasks = [task for task in self._tasks if not task.ended]
+            if task.ended:
+                self._tasks.remove(task)
         return bool(able)
 
     def _begin_next(self) -> bool:
         """Compute what the policy picks: with all CPU threads here, or in a lane. Whether anything was due."""
         at_work = [shared for shared, _ in self._at_work.values()]
-        in_lanes = self._should_use_lanes(at_work)
+        running = min(len(self._tasks), self._max_tasks)
+        in_lanes = self._should_use_lanes(at_work, running)
         if len(at_work) >= (self._most_lanes if in_lanes else 1):
             return False
-        most = math.ceil(len(self._tasks) / self._cpu_threads) if in_lanes else len(self._tasks)
+        most = math.ceil(running / self._cpu_threads) if in_lanes else running
         calls = self._device.pick(self._due(at_work, in_lanes, most), most)
         self._calls = [call for call in self._calls if call not in calls]
         if not calls:
@@ -178,12 +172,12 @@ class Batcher:
             self._device.compute(calls)
         return True
 
-    def _should_use_lanes(self, at_work: Sequence[SharedMethod]) -> bool:
+    def _should_use_lanes(self, at_work: Sequence[SharedMethod], running: int) -> bool:
         """Also until a text or a decoding in one of them is over, which would keep everybody waiting."""
         if any(not shared.is_denoiser for shared in at_work):
             return True
         in_loop = any(task.step_kind not in (None, ALONE) for task in self._tasks)
-        return 0 < self._most_lanes <= len(self._tasks) and (bool(at_work) or in_loop)
+        return 0 < self._most_lanes <= running and (bool(at_work) or in_loop)
 
     def _due(self, at_work: Sequence[SharedMethod], in_lanes: bool, most: int) -> dict[Hashable, list[Call]]:
         """The calls that could go next, by kind. What is no step goes first, pictures that end together at the same time.

@@ -41,10 +41,7 @@ class Call:
     @cached_property
     def kind(self) -> Hashable:
         """Calls of a kind can be joined, but for those that are alone."""
-        return ALONE if self.arguments.signature is None else (self.shared, self.arguments.signature)
-
-    def alone(self) -> Any:  # noqa: ANN401
-        return self.shared.alone(*self.args, **self.kwargs)
+        return self.arguments.signature or ALONE
 
 
 class Device:
@@ -71,10 +68,9 @@ class Device:
         """Run the calls as one and give each its part. If that fails, try two halves: only a call that fails alone fails."""
         start = time.monotonic()
         failure: Exception | None = None
-        outputs: list[Any] = []
         joined = len(calls) > 1 and calls[0].kind in self._joinable
         try:
-            outputs = self._joined(calls) if joined else [call.alone() for call in calls]
+            outputs = self._joined(calls) if joined else [call.shared.alone(*call.args, **call.kwargs) for call in calls]
             if len(calls) > 1 and not joined:
                 self._check(calls, outputs)
         except Exception as error:
@@ -113,8 +109,7 @@ class Device:
         try:
             same = all(map(same_output, self._joined(calls), apart))
         except torch.OutOfMemoryError:
-            self._lower_limit(kind, len(calls) // 2, for_good=False)
-            return
+            raise
         except Exception as error:
             same = False
             logger.info("joining failed: %s", error)

@@ -79,9 +79,13 @@ class ImageEngine:
         previews: bool = False,
         timeout_s: float | None = None,
     ) -> GeneratedImage:
-        """See `ImageSource.generate`. Raises `DeadlinePassed` after `timeout_s`, waiting included, and `EngineStopped` after `close`."""
+        """See `ImageSource.generate`. Raises `RefusedRequest` for a picture to paint over if the family of models has no pipeline for it,
+        `DeadlinePassed` after `timeout_s`, waiting included, and `EngineStopped` after `close`."""
         resolved = request.resolved(self.capabilities)
-        run = Run(self._checkpoint_for(resolved), resolved, self.capabilities, on_progress, self._preview if previews else None)
+        checkpoint = self._editing if isinstance(resolved, EditRequest) else self._checkpoint
+        if checkpoint is None:
+            raise RefusedRequest(ErrorDetail.of("image", "must not be given: this model has no image-to-image pipeline", None))
+        run = Run(checkpoint, resolved, self.capabilities, on_progress, self._preview if previews else None)
         try:
             image, facts = self._batcher.run(run, _stop_reason(cancel, timeout_s))
         except Exception as error:
@@ -91,14 +95,6 @@ class ImageEngine:
         start = time.monotonic()
         data = png.encode(image, facts)
         return GeneratedImage(data, facts, run.timings | {"png": time.monotonic() - start})
-
-    def _checkpoint_for(self, request: ImageRequest) -> Checkpoint:
-        """Raises `RefusedRequest` for a picture to paint over where the family of models has no pipeline for it."""
-        if not isinstance(request, EditRequest):
-            return self._checkpoint
-        if self._editing is None:
-            raise RefusedRequest(ErrorDetail.of("image", "must not be given: this model has no image-to-image pipeline", None))
-        return self._editing
 
     def warm_up(self) -> None:
         """Make a picture alone and two together, so that the first callers do not pay for what is done only once."""

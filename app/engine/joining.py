@@ -4,7 +4,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,12 @@ HALF_TOLERANCE = 5e-2
 class Arguments:
     """The arguments of one call. Calls with equal signatures can be joined; without a signature a call runs alone.
 
-    `leaves` are what is left when dictionaries, lists and tuples are opened; those in `batched` have `rows` as their first dimension.
+    `leaves` are what is left when dictionaries, lists and tuples are opened; tensors of `rows` along their first dimension are joined.
     """
 
     leaves: list[Any]
     tree: TreeSpec
     rows: int
-    batched: frozenset[int]
     signature: Hashable | None
 
 
@@ -53,19 +52,16 @@ class SharedMethod:
         if isinstance(sample, Tensor) and timestep is not None and not getattr(timestep, "ndim", 0):
             named["timestep"] = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(rows)
         leaves, tree = tree_flatten(named)
-        batched = frozenset(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == rows)
-        signature = None
-        if isinstance(sample, Tensor):
-            signature = (str(tree), *(self._kind(leaf, i in batched) for i, leaf in enumerate(leaves)))
-        return Arguments(leaves, tree, rows, batched, signature)
+        signature = (self, str(tree), *(self._kind(leaf, rows) for leaf in leaves)) if isinstance(sample, Tensor) else None
+        return Arguments(leaves, tree, rows, signature)
 
-    def _kind(self, leaf: object, batched: bool) -> Hashable:
+    def _kind(self, leaf: object, rows: int) -> Hashable:
         """What two calls must have in common at this leaf."""
         if isinstance(leaf, torch.Generator):
             return torch.Generator  # autoencoders take one and leave it alone; one that draws from it changes when it is joined
         if not isinstance(leaf, Tensor):
             return leaf if isinstance(leaf, Hashable) else id(leaf)
-        if batched:
+        if _has_rows(leaf, rows):
             return leaf.dtype, leaf.device, tuple(leaf.shape[1:])
         if leaf not in self._fingerprints:  # once for each tensor object: reading a GPU's values makes it wait
             self._fingerprints[leaf] = (leaf.dtype, tuple(leaf.shape), hashlib.sha256(leaf.float().cpu().numpy().tobytes()).digest())
@@ -77,12 +73,16 @@ def run_joined(forward: Callable[..., Any], calls: Sequence[Arguments]) -> list[
     """One call in place of many, whose signatures must be equal; everybody gets their own part of its output."""
     first, rows = calls[0], [call.rows for call in calls]
     leaves = [
-        torch.cat([call.leaves[i] for call in calls]) if i in first.batched else leaf  # (sum of rows, ...)
+        torch.cat([call.leaves[i] for call in calls]) if _has_rows(leaf, first.rows) else leaf  # (sum of rows, ...)
         for i, leaf in enumerate(first.leaves)
     ]
     outputs, tree = tree_flatten(forward(**tree_unflatten(leaves, first.tree)))
-    parts = [leaf.split(rows) if isinstance(leaf, Tensor) and leaf.shape[:1] == (sum(rows),) else [leaf] * len(rows) for leaf in outputs]
+    parts = [leaf.split(rows) if _has_rows(leaf, sum(rows)) else [leaf] * len(rows) for leaf in outputs]
     return [tree_unflatten([part[i] for part in parts], tree) for i in range(len(rows))]
+
+
+def _has_rows(leaf: object, rows: int) -> TypeGuard[Tensor]:
+    return isinstance(leaf, Tensor) and leaf.shape[:1] == (rows,)
 
 
 def same_output(one: object, other: object) -> bool:

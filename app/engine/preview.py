@@ -40,5 +40,4 @@ class Preview:
 
 def _with_one(latents: Tensor) -> Tensor:
     """(P, C, h, w) as rows (P * h * w, C + 1) with a one at the end for the constant."""
-    rows = latents.permute(0, 2, 3, 1).flatten(0, 2)
-    return torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
+    return functional.pad(latents.permute(0, 2, 3, 1).flatten(0, 2), (0, 1), value=1.0)

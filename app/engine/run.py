@@ -40,7 +40,6 @@ class Run:
 
     def __call__(self, task: Task) -> tuple[Image.Image, Facts]:
         began = time.monotonic()
-        task.stop_if_asked()
         facts = facts_of(self.request, self.capabilities, self.checkpoint.pipe)
         view = self._view()
         try:
@@ -77,23 +76,20 @@ class Run:
     def _arguments(self, task: Task) -> dict[str, Any]:
         parameters = call_parameters(self.checkpoint.pipe)
         request = self.request
-        fields: dict[str, Any] = request.model_dump(exclude={"seed", "scheduler"})
+        arguments: dict[str, Any] = request.model_dump(exclude={"seed", "scheduler"})
         if isinstance(request, EditRequest):
-            fields["image"] = request.source
+            arguments["image"] = request.source
         if not request.negative_prompt and self.checkpoint.pipe.config.get("force_zeros_for_empty_prompt"):
-            del fields["negative_prompt"]  # zeros stand for none given, and not for an empty one
-        arguments = {name: value for name, value in fields.items() if name in parameters} | dict(self.checkpoint.arguments)
+            del arguments["negative_prompt"]  # zeros stand for none given, and not for an empty one
         # A generator on the CPU gives the same starting noise on every device.
         arguments["generator"] = torch.Generator("cpu").manual_seed(request.seed or 0)
-        if "callback_on_step_end" in parameters:
-            arguments["callback_on_step_end"] = functools.partial(self._after_step, task)
-        return arguments
+        arguments["callback_on_step_end"] = functools.partial(self._after_step, task)
+        return {name: value for name, value in arguments.items() if name in parameters} | dict(self.checkpoint.arguments)
 
     def _after_step(self, task: Task, pipe: DiffusionPipeline, step: int, timestep: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
         if step == pipe.num_timesteps - 1:
             task.step_kind = None
             self._loop_ended = time.monotonic()
-        task.stop_if_asked()
         if self.on_progress is not None:
             progress = Progress(step + 1, pipe.num_timesteps, self._picture_of(tensors["latents"]))
             task.tell(functools.partial(self.on_progress, progress))

@@ -49,18 +49,13 @@ class Task:
         self.telling_since = -math.inf
 
     def wait_for(self, future: Future[Any]) -> Any:  # noqa: ANN401
-        """In the task: others go on until `future` has its result, or is given up. Raises why it was stopped, if so."""
+        """In the task: others go on until `future` has its result, or is given up. Raises what it is ended with, if so."""
         self._waits_for = future
         try:
             self._greenlet.parent.switch()  # type: ignore[union-attr]  # it runs
         finally:
             self._waits_for = None  # or it would keep the answer until the end
-        self.stop_if_asked()
         return future.result()
-
-    def stop_if_asked(self) -> None:
-        if reason := self.stop_reason():
-            raise reason
 
     @property
     def can_go_on(self) -> bool:
