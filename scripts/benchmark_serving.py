@@ -213,6 +213,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     args = parser.parse_args(argv)
+    known = [*closed_loops(args, 1.0), *random_arrivals(args, 1.0, seed=0)]
+    if unknown := set(args.loads or ()) - set(known):
+        parser.error(f"--loads must be of {', '.join(map(repr, known))} (got {', '.join(map(repr, sorted(unknown)))})")
     for end in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(end) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(end, lambda number, frame: sys.exit(128 + number))  # so that what was started is stopped

@@ -9,9 +9,11 @@ pictures afterwards. Exit code 0: so it was.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -32,18 +34,28 @@ CHECKS = (
     "unsupported_method",
 )
 PHASES = "examples,coverage,fuzzing"
+GENERATED = re.compile(r"(\d+) generated")
+LEAST = 2 / 3  # of the cases that were to be shared out
 QUIET_S = 1.0
 
 
-def fuzz(url: str, cases: int, seed: int | None, timeout_s: float) -> int:
-    """Exit code of the fuzzer. `cases` are shared by the operations of the document."""
+def fuzz(url: str, cases: int, seed: int | None, timeout_s: float) -> tuple[int, int]:
+    """Exit code of the fuzzer, and how many cases it made. `cases` are shared by the operations of the document."""
     operations = sum(len(methods) for methods in requests.get(f"{url}/openapi.json", timeout=30).json()["paths"].values())
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--checks", ",".join(CHECKS), "--phases", PHASES]
     command += ["--max-examples", str(max(1, cases // operations)), "--generation-database", "none", "--no-color", "--no-shrink"]
     command += ["--continue-on-failure", "--suppress-health-check", "all", "--warnings", "off", "--request-timeout", "60"]
     command += [] if seed is None else ["--seed", str(seed)]
-    with tempfile.TemporaryDirectory() as folder:
-        return subprocess.run(command, cwd=folder, timeout=timeout_s, check=False).returncode
+    made = 0
+    with tempfile.TemporaryDirectory() as folder, subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as fuzzer:
+        too_long = threading.Timer(timeout_s, fuzzer.kill)
+        too_long.start()
+        for line in fuzzer.stdout or ():
+            print(line, end="", flush=True)
+            if found := GENERATED.search(line):
+                made = int(found[1])
+        too_long.cancel()
+    return fuzzer.returncode, made
 
 
 def makes_pictures(url: str) -> bool:
@@ -86,7 +98,10 @@ def main(argv: list[str] | None = None) -> int:
         if not makes_pictures(url):
             return 1
         before = (serving.rows_of(), serving.tasks_of()) if args.url is None else None
-        code = fuzz(url, args.cases, args.seed, args.hours * 3600)
+        code, made = fuzz(url, args.cases, args.seed, args.hours * 3600)
+        if made < LEAST * args.cases:
+            print(f"Only {made} cases were made.", file=sys.stderr)
+            return 1
         if before and (wrong := complaint(*before)):
             print(wrong, file=sys.stderr)
             return 1

@@ -18,6 +18,10 @@ def one_gpu() -> int:
     return 1
 
 
+def test_by_default_what_may_wait_is_bounded_by_thirty_seconds_and_by_number() -> None:
+    assert (Settings().max_queue_s, Settings().max_queued_requests) == (30, 64)
+
+
 def test_an_argument_wins_over_the_environment_which_wins_over_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGINE_MODEL", "sd2")
     monkeypatch.setenv("IMAGINE_MAX_QUEUED_REQUESTS", "7")

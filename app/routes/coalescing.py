@@ -53,7 +53,7 @@ class Coalescing:
             yield Update(index, picture)
 
     async def _made(self, job: Job) -> Made:
-        late = False  # it has waited for a flight already, so whatever else comes in the way of its picture, that is late
+        late = False  # it has waited for a flight already, so if there is no time left, that is late
         while True:
             flight = self._flights.get(job.requests)
             if flight is not None and flight.work.done():

@@ -136,7 +136,7 @@ async def not_our_words(raw: Request, error: HTTPException) -> Response:
     """What the framework refuses: wrong paths and methods, and bodies that it cannot read."""
     if error.status_code == 400:
         form = raw.headers.get("content-type", "").lower().startswith("multipart/")
-        rule = "must be multipart/form-data, complete and with its boundary" if form else "must be JSON in UTF-8, not too deeply nested"
+        rule = f"must be whole multipart/form-data: {error.detail}" if form else "must be JSON in UTF-8, not too deeply nested"
         return error_response(raw.scope, 422, _refusal([ErrorDetail(field="body", rule=rule)]))
     field, value = ("method", raw.method) if error.status_code == 405 else ("path", raw.url.path)
     detail = ErrorDetail.of(field, f"{error.detail}; /docs lists what there is", value)

@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticKnownError
 
 from app.routes import caching, rendering
 from app.routes.backend import Backend, Job, Made, make
@@ -18,7 +20,9 @@ from app.settings import UNNAMED_VERSION, Settings
 
 # How much before the caller's deadline ours is: Serve's proxy cuts off at the same header.
 MARGIN, SHORTEST_MARGIN_S, LONGEST_MARGIN_S = 0.1, 0.3, 0.5
+TIMEOUT_HEADER = "x-request-timeout-seconds"
 SHORTEST_DEADLINE_S = 1.0  # below, the proxy may well answer before anybody here has read the request
+WHOLE_NUMBER = re.compile("-?[0-9]+")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "The service wants a token, or another one"},
@@ -40,6 +44,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 NOT_ACCEPTABLE: dict[int | str, dict[str, Any]] = {406: {"model": ErrorAnswer, "description": "No form that `Accept` allows"}}
 
 
+def in_digits(value: object) -> object:
+    """Of whole numbers as text Pydantic takes `1_0`, ` 5` and `2.0`, too."""
+    if isinstance(value, str) and not WHOLE_NUMBER.fullmatch(value):
+        raise PydanticKnownError("int_parsing")
+    return value
+
+
 class ImagineQuery(ImageRequest):
     """The fields of an `ImageRequest`, `img_size` as a short form of a square, the form of the answer, and what a permalink pins."""
 
@@ -47,6 +58,8 @@ class ImagineQuery(ImageRequest):
     format: Annotated[Format | None, Field(description="Form of the answer; what `Accept` prefers if not given")] = None
     revision: Annotated[str | None, Field(max_length=200, description="Refuse if the model is not of this revision")] = None
     version: Annotated[str | None, Field(max_length=64, description="Refuse if the service is not of this version")] = None
+
+    _in_digits = field_validator("img_size", "width", "height", "num_inference_steps", "seed", mode="before")(in_digits)
 
     def to_request(self) -> ImageRequest:
         """Raises `RefusedRequest` if the size is given in both forms."""
@@ -143,6 +156,7 @@ def deadline_of(settings: Settings) -> Callable[..., Awaitable[float]]:
             ),
         ] = None,
     ) -> float:
+        refuse_twice(name for name in raw.headers if name == TIMEOUT_HEADER)
         seconds = settings.request_timeout_s
         if x_request_timeout_seconds is not None:
             margin = min(max(MARGIN * x_request_timeout_seconds, SHORTEST_MARGIN_S), LONGEST_MARGIN_S)

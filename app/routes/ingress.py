@@ -12,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from ray import serve
 from ray.exceptions import RayError
@@ -201,11 +202,12 @@ def build_api(backend: Backend, settings: Settings, counted: metrics.Metrics | N
         redirect_slashes=False,  # behind a proxy that ends TLS the redirect would lead out of it
     )
     shared = Coalescing(backend) if counted is None else Coalescing(backend, counted.coalesced)
-    for routes in (imagine, stream, replay, openai, openai_edits):
-        api.include_router(routes.router(shared, settings))
-    api.include_router(health.router(shared))
+    routers = [*(routes.router(shared, settings) for routes in (imagine, stream, replay, openai, openai_edits)), health.router(shared)]
+    for router in routers:
+        api.include_router(router)
     limits = {"max_body_bytes": settings.max_body_bytes, "max_picture_bytes": settings.max_picture_bytes}
     api.add_middleware(doors.Doors, version=settings.version, tokens=settings.tokens, **limits)
     if counted is not None:
-        api.add_middleware(metrics.CountRequests, counted=counted)
+        paths = [route.path for router in routers for route in router.routes if isinstance(route, APIRoute)]
+        api.add_middleware(metrics.CountRequests, counted=counted, paths=paths)
     return api

@@ -11,10 +11,13 @@
 | `imagine_batch_size`, `imagine_denoiser_rows` | – (of the replicas) |
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ray.serve import metrics
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.routes.doors import local_path
 
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
 OUTCOMES = {401: "refused", 503: "busy", 504: "late"}
@@ -52,11 +55,12 @@ class Metrics:
 
 
 class CountRequests:
-    """ASGI middleware. An answer that was not sent to its end counts as a caller that left."""
+    """ASGI middleware. An answer that was not sent to its end counts as a caller that left. `paths` are the declared ones."""
 
-    def __init__(self, inner: ASGIApp, counted: Metrics) -> None:
+    def __init__(self, inner: ASGIApp, counted: Metrics, paths: Iterable[str]) -> None:
         self._inner = inner
         self._counted = counted
+        self._patterns = {path: compile_path(path)[0] for path in paths}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,17 +80,16 @@ class CountRequests:
         try:
             await self._inner(scope, receive, watched)
         except Exception:
-            if status == 0:  # it becomes an answer further out
-                status, complete, scope["state"]["reason"] = 500, True, "failed"
+            complete, scope["state"]["reason"] = True, "failed"
+            status = status or 500  # which it becomes further out
             raise
         finally:
             reason = scope["state"].get("reason", "")
-            self._counted.answered(_route(scope), _outcome(status, reason) if complete else "left", reason)
+            self._counted.answered(self._route(scope), _outcome(status, reason) if complete else "left", reason)
 
-
-def _route(scope: Scope) -> str:
-    """The path as it is declared: what callers make up must not become a tag."""
-    return getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
+    def _route(self, scope: Scope) -> str:
+        """The path as it is declared, whether it came to be routed or not: what callers make up must not become a tag."""
+        return next((path for path, pattern in self._patterns.items() if pattern.match(local_path(scope))), UNKNOWN_ROUTE)
 
 
 def _outcome(status: int, reason: str) -> str:

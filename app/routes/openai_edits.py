@@ -1,17 +1,18 @@
 """OpenAI's `POST /v1/images/edits`: a picture is painted over as the prompt says, by image-to-image."""
 
 import asyncio
+from email.message import Message
 from typing import Annotated, ClassVar, Literal
 
 from fastapi import APIRouter, Depends, Form, Request, UploadFile
 from PIL import Image, ImageOps
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 from sse_starlette import EventSourceResponse
 
 from app.editing import STRENGTH, EditRequest
 from app.png import Unreadable, opened
 from app.routes.backend import Backend
-from app.routes.imagine import deadline_of, refuse_in_the_address, refuse_twice
+from app.routes.imagine import deadline_of, in_digits, refuse_in_the_address, refuse_twice
 from app.routes.openai import ERRORS, UNUSED, PicturesAnswer, ProblemAnswer, refuse_other_model, respond
 from app.routes.openai_fields import GenerationsBody
 from app.schemas import Capabilities, ErrorDetail, RefusedRequest
@@ -51,6 +52,7 @@ class EditsBody(GenerationsBody):
     image: Annotated[UploadFile | None, BeforeValidator(_a_file)] = None
     listed_image: Annotated[UploadFile | None, BeforeValidator(_a_file), Field(alias=LIST_OF_IMAGES)] = None
     response_format: Literal["b64_json"] | None = None
+    _in_digits = field_validator("n", "output_compression", "partial_images", "seed", "num_inference_steps", mode="before")(in_digits)
     strength: Annotated[float | None, Field(gt=0, le=1, allow_inf_nan=False)] = None
 
     async def picture(self) -> bytes:
@@ -69,7 +71,14 @@ class EditsBody(GenerationsBody):
 
 
 async def refuse_what_a_form_may_not_hold(raw: Request) -> None:
-    """Nothing twice, no mask, and nothing empty, which the framework would take for not given. Raises `RefusedRequest`."""
+    """Nothing twice, no mask, nothing empty, which the framework would take for not given, and no other text than UTF-8.
+
+    Raises `RefusedRequest`.
+    """
+    kind = Message()
+    kind["Content-Type"] = raw.headers.get("content-type", "")
+    if (charset := kind.get_content_charset("utf-8")) != "utf-8":  # of one that it does not know the framework would make something else
+        raise RefusedRequest(ErrorDetail.of("Content-Type", "must have no charset but utf-8", charset))
     given = (await raw.form()).multi_items()
     names = [name for name, _ in given]
     if "mask" in names:

@@ -1,6 +1,7 @@
 """The fields of OpenAI's `POST /v1/images/generations`, and what they mean in the words of an `ImageRequest`."""
 
 import re
+import secrets
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -10,7 +11,7 @@ from app.schemas import MAX_SEED, Capabilities, ErrorDetail, Guidance, ImageRequ
 
 MOST_PICTURES, MOST_PARTIAL_IMAGES = 10, 3
 STEPS_OF_QUALITY = {"low": 0.5, "high": 2.0, "xhigh": 2.0, "max": 2.0, "hd": 2.0}  # times the model's own
-SIZE = re.compile(r"auto|[1-9]\d{1,3}x[1-9]\d{1,3}")
+SIZE = re.compile(r"auto|[1-9][0-9]{1,3}x[1-9][0-9]{1,3}")
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 TOLD_QUALITY = {"standard": "medium", "hd": "high"}  # answers have no word for what only retired models took, nor for `auto`
@@ -23,7 +24,7 @@ FIELDS = """
 | `model` | the served model's name, or left out; another one is a 404 |
 | `n` | 1-10 pictures, no more than a batch holds, made together with seeds `seed`, `seed` + 1, ...; each can be had alone by its seed |
 | `size` | `auto` (the model's own) or `WIDTHxHEIGHT` within its limits |
-| `quality` | steps: `low` half, `high`, `xhigh`, `max`, `hd` twice, any other the model's own number; `num_inference_steps` wins |
+| `quality` | steps: `low` half, `high`, `xhigh`, `max`, `hd` twice (or the service's most), else as usual; `num_inference_steps` wins |
 | `response_format` | `b64_json` (default), or `url`: permalinks, where they are made when fetched, with the token if one is wanted |
 | `output_format` | `png` (default, with its settings inside), `jpeg`, `webp` |
 | `output_compression` | 0-100, for `jpeg` and `webp` |
@@ -84,6 +85,11 @@ class GenerationsBody(BaseModel):
         return self.n or 1
 
     @property
+    def _highest_seed(self) -> int:
+        """Of the first picture: the others count on from there."""
+        return MAX_SEED + 1 - self.pictures
+
+    @property
     def told_quality(self) -> str | None:
         """In the words that OpenAI's answers have."""
         return None if self.quality == "auto" else TOLD_QUALITY.get(str(self.quality), self.quality)
@@ -101,15 +107,18 @@ class GenerationsBody(BaseModel):
         """Resolved, with consecutive seeds. This is where the dialect ends. Raises `RefusedRequest`."""
         if self.pictures > most:
             raise RefusedRequest(ErrorDetail.of("n", f"must be at most {most}, the batch that this service makes at once", self.n))
+        if (self.seed or 0) > self._highest_seed:
+            raise RefusedRequest(ErrorDetail.of("seed", f"must be at most {self._highest_seed} for {self.pictures} pictures", self.seed))
         try:
             first = ImageRequest(**self._fields(capabilities)).resolved(capabilities)
         except ValueError as error:
             raise _as_refusal(error, self.size) from None
-        return tuple(first.model_copy(update={"seed": ((first.seed or 0) + index) % (MAX_SEED + 1)}) for index in range(self.pictures))
+        return tuple(first.model_copy(update={"seed": (first.seed or 0) + index}) for index in range(self.pictures))
 
     def _fields(self, capabilities: Capabilities) -> dict[str, Any]:
         own = ("prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_scale", "scheduler")
         fields: dict[str, Any] = {name: value for name in own if (value := getattr(self, name)) is not None}
+        fields.setdefault("seed", secrets.randbelow(self._highest_seed + 1))
         if self.size not in (None, "auto"):
             fields["width"], fields["height"] = map(int, str(self.size).split("x"))
         if self.quality in STEPS_OF_QUALITY and self.num_inference_steps is None:

@@ -14,16 +14,20 @@ def test_every_answer_is_one_the_document_promises_and_nothing_is_left_running(
     serve_tiny("fuzzed", **fuzz.LIMITS)
     try:
         ImagineClient(f"{cluster}/fuzzed").wait_until_ready(timeout_s=120)
-        at_the_start = serving.rows_of("fuzzed")
-        assert fuzz.fuzz(f"{cluster}/fuzzed", cases=20, seed=1, timeout_s=200) == 0, capfd.readouterr().out
-        assert "11 selected / 11 total" in capfd.readouterr().out
-
-        assert serving.rows_of("fuzzed") > at_the_start, "it refused everything"
+        assert fuzz.makes_pictures(f"{cluster}/fuzzed")
+        rows, tasks = serving.rows_of("fuzzed"), serving.tasks_of("fuzzed")
+        code, made = fuzz.fuzz(f"{cluster}/fuzzed", cases=20, seed=1, timeout_s=200)
+        told = capfd.readouterr().out
+        assert code == 0, told
+        assert "11 selected / 11 total" in told
+        assert made > 20
+        assert serving.rows_of("fuzzed") > rows, "it refused everything"
 
         def is_quiet() -> bool:
             before = serving.rows_of("fuzzed")
             return all(serving.rows_of("fuzzed") == before for _ in range(20))
 
         eventually(is_quiet)
+        eventually(lambda: serving.tasks_of("fuzzed") <= tasks)
     finally:
         serve.delete("fuzzed")

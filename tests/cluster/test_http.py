@@ -168,13 +168,15 @@ def test_a_picture_made_here_is_made_again_and_matches(client: ImagineClient) ->
     assert (told.match, told.changed) == (True, [])
 
 
-def test_a_deadline_that_cannot_be_met_is_refused_at_once(client: ImagineClient) -> None:
+def test_a_deadline_that_cannot_be_met_is_refused_at_once(client: ImagineClient, denoiser_rows: Callable[[], int]) -> None:
+    before = denoiser_rows()
     long = {"prompt": "a star", "num_inference_steps": "150", "img_size": "256"}
     answer = requests.get(f"{client.base_url}/imagine", long, headers={"X-Request-Timeout-Seconds": "1"}, timeout=30)
     assert (answer.status_code, answer.json()["error"]) == (503, "deadline_too_short")
     assert "Retry-After" not in answer.headers, "waiting would not help"
     with pytest.raises(DeadlineMissed, match="is expected in"):
         ImagineClient(client.base_url, timeout_s=1).generate(ImageRequest(prompt="a star", num_inference_steps=150, width=256, height=256))
+    assert denoiser_rows() == before, "nothing was begun"
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "0.9", "nan", "soon"])

@@ -104,6 +104,9 @@ BAD_QUERIES = [
     ("prompt=a&seed=4294967296", "seed", "less than or equal to 4294967295"),
     ("prompt=a&seed=1e3", "seed", "valid integer"),
     ("prompt=a&seed=", "seed", "valid integer"),
+    ("prompt=a&seed=1_0", "seed", "valid integer"),
+    ("prompt=a&seed=%201", "seed", "valid integer"),
+    ("prompt=a&img_size=128.0", "img_size", "valid integer"),
     ("prompt=a&img_sise=128", "img_sise", "no parameter"),
     ("prompt=a&seed=1&seed=2", "seed", "given once"),
 ]

@@ -129,6 +129,8 @@ BAD_BODIES = [
     ({"size": "1024x1024"}, "size", "at most 65536 pixels"),
     ({"size": "100x100"}, "size", "multiples of 8"),
     ({"size": "big"}, "size", "pattern"),
+    ({"size": "\uff11\uff12\uff18x128"}, "size", "pattern"),
+    ({"seed": 4294967295, "n": 2}, "seed", "at most 4294967294 for 2 pictures"),
     ({"style": "vivid"}, "style", "no parameter"),
     ({"background": "transparent"}, "background", "'auto' or 'opaque'"),
     ({"partial_images": 2}, "body", "stream=true"),

@@ -108,9 +108,11 @@ def test_those_who_wait_are_told_their_place(narrow: ImagineClient) -> None:
     [
         get("/narrow/imagine", TOKEN, **LONG, **LARGE),
         get("/narrow/imagine/stream", TOKEN, **LONG, **LARGE),
+        post("/narrow/imagine", TOKEN, **LONG, **LARGE),
         post("/narrow/v1/images/generations", TOKEN, size="256x256", **LONG),
+        post("/narrow/v1/images/generations", TOKEN, size="256x256", stream=True, **LONG),
     ],
-    ids=["GET /imagine", "GET /imagine/stream", "OpenAI"],
+    ids=["GET /imagine", "GET /imagine/stream", "POST /imagine", "OpenAI", "OpenAI, stream"],
 )
 def test_who_leaves_makes_room_at_work_and_in_the_queue(narrow: ImagineClient, waiting: bytes) -> None:
     model = serve.get_deployment_handle("TextToImage", "narrow")

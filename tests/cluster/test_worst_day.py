@@ -30,6 +30,7 @@ from tests.engine.together import pixels
 
 LONG: dict[str, Any] = {"prompt": "a star", "num_inference_steps": 150, "seed": 1}
 LARGE: dict[str, Any] = {"width": 256, "height": 256}
+MOST_TO_READ: dict[str, Any] = {"stream": True, "partial_images": 3}
 DISCONNECT_DISABLED = "X-Request-Disconnect-Disabled: ?1\r\n"
 
 
@@ -77,9 +78,12 @@ ROUTES = {
 }
 
 
-def connected(client: ImagineClient, request: bytes) -> socket.socket:
+def connected(client: ImagineClient, request: bytes, receive_buffer: int | None = None) -> socket.socket:
     host = urlsplit(client.base_url)
-    connection = socket.create_connection((str(host.hostname), host.port or 80))
+    connection = socket.socket()
+    if receive_buffer is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.connect((str(host.hostname), host.port or 80))
     connection.sendall(request)
     return connection
 
@@ -119,13 +123,18 @@ def test_those_who_stay_get_the_pictures_they_would_have_had_alone(client: Imagi
 
 
 def test_a_reader_that_stops_reading_holds_up_nobody(client: ImagineClient, denoiser_rows: Callable[[], int]) -> None:
-    asked = ImageRequest(prompt="a star", num_inference_steps=2, seed=1)
-    expected = pixels(client.generate(asked).image)
-    begun, all_made = grows(denoiser_rows, 4 * ROWS_OF_A_STEP), grows(denoiser_rows, (2 + 60) * ROWS_OF_A_STEP)
-    with connected(client, post("/v1/images/generations", **LONG | {"num_inference_steps": 60}, stream=True, partial_images=3)):
+    asked, pictures, steps = ImageRequest(prompt="a star", num_inference_steps=2, seed=1), 6, 20
+    expected = pixels(client.generate(asked, lambda progress: None).image)
+    begun, all_made = grows(denoiser_rows, 4 * ROWS_OF_A_STEP), grows(denoiser_rows, (2 + pictures * steps) * ROWS_OF_A_STEP)
+    large = post("/v1/images/generations", prompt="a star", n=pictures, size="256x256", num_inference_steps=steps, **MOST_TO_READ)
+    tasks = serving.tasks_of()
+    with connected(client, large, receive_buffer=4096):
         eventually(begun)  # and nobody reads what comes
         assert np.abs(pixels(client.generate(asked).image) - expected).max() <= 1
         eventually(all_made)
+        assert np.abs(pixels(client.generate(asked).image) - expected).max() <= 1
+        assert serving.tasks_of() > tasks, "it was sent whole: nothing was held up"
+    eventually(lambda: serving.tasks_of() <= tasks)
 
 
 def metric_lines(word: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Deadlines: how they are asked for, and how OpenAI's own client is told of one that passed."""
 
 import asyncio
+import http.client
 import socket
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -17,7 +18,7 @@ from app.routes.admission import DeadlineTooShort, Line
 from app.routes.backend import Job
 from app.routes.estimate import Rates
 from app.routes.ingress import wait_for_turn
-from app.schemas import DeadlinePassed, ImageRequest, Queued, Update
+from app.schemas import DeadlinePassed, ErrorAnswer, ImageRequest, Queued, Update
 from app.settings import Settings
 from tests.test_client import EngineBackend, serving
 
@@ -77,7 +78,7 @@ def test_a_deadline_that_cannot_be_met_is_a_503_also_for_a_stream(engine: ImageE
 @pytest.mark.parametrize(("asked_s", "given_s"), [(None, 20.0), (60.0, 20.0), (20.2, 19.7), (10.0, 9.5), (2.0, 1.7), (1.0, 0.7)])
 def test_a_caller_can_only_shorten_the_time_of_the_service(asked_s: float | None, given_s: float) -> None:
     """Serve's proxy cuts off at the same header, so a little is kept for the answer."""
-    raw = Request({"type": "http", "state": {"arrived": 100.0}})
+    raw = Request({"type": "http", "headers": [], "state": {"arrived": 100.0}})
 
     async def until() -> float:
         return await imagine.deadline_of(Settings(request_timeout_s=20))(raw, asked_s)
@@ -122,6 +123,21 @@ def test_the_time_that_a_body_takes_to_come_counts(engine: ImageEngine) -> None:
             assert connection.recv(20).startswith(b"HTTP/1.1 200")
     (job,) = asked
     assert job.deadline <= sent + 0.1 + 19.5
+
+
+def test_a_deadline_that_is_given_twice_is_refused_by_name(engine: ImageEngine) -> None:
+    """Serve's proxy goes by the last one."""
+    with serving(EngineBackend(engine)) as url:
+        host = urlsplit(url)
+        connection = http.client.HTTPConnection(str(host.hostname), host.port, timeout=30)
+        connection.putrequest("GET", "/imagine?prompt=a+star&num_inference_steps=1")
+        for seconds in ("30", "1"):
+            connection.putheader("X-Request-Timeout-Seconds", seconds)
+        connection.endheaders()
+        answer = connection.getresponse()
+        (detail,) = ErrorAnswer.model_validate_json(answer.read()).details
+        assert (answer.status, detail.field, detail.rule) == (422, "x-request-timeout-seconds", "must be given once")
+        connection.close()
 
 
 @pytest.mark.parametrize("seconds", ["0", "soon"])

@@ -3,9 +3,14 @@
 import asyncio
 
 import pytest
+from fastapi.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
+from app.engine.engine import ImageEngine
+from app.routes.ingress import build_api
 from app.routes.metrics import CountRequests, Metrics
+from app.settings import Settings
+from tests.test_client import EngineBackend
 
 
 class Noting(Metrics):
@@ -29,8 +34,10 @@ async def is_left(scope: Scope, receive: Receive, send: Send) -> None:
     raise asyncio.CancelledError
 
 
-@pytest.mark.parametrize(("inner", "outcome", "reason"), [(fails, "failed", "failed"), (fails_half_way, "left", ""), (is_left, "left", "")])
-def test_an_error_before_the_answer_is_a_failure_and_no_caller_that_left(inner: object, outcome: str, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("inner", "outcome", "reason"), [(fails, "failed", "failed"), (fails_half_way, "failed", "failed"), (is_left, "left", "")]
+)
+def test_an_error_before_or_in_the_answer_is_a_failure_and_no_caller_that_left(inner: object, outcome: str, reason: str) -> None:
     counted = Noting()
 
     async def receive() -> Message:
@@ -40,8 +47,17 @@ def test_an_error_before_the_answer_is_a_failure_and_no_caller_that_left(inner: 
         pass
 
     with pytest.raises((ZeroDivisionError, asyncio.CancelledError)):
-        asyncio.run(CountRequests(inner, counted)({"type": "http", "path": "/made/up"}, receive, send))  # type: ignore[arg-type]  # any of the three above
+        asyncio.run(CountRequests(inner, counted, [])({"type": "http", "path": "/made/up"}, receive, send))  # type: ignore[arg-type]  # any of the three above
     assert counted.noted == [("unknown", outcome, reason)]
+
+
+def test_what_is_refused_at_the_door_is_counted_by_its_route(engine: ImageEngine) -> None:
+    counted = Noting()
+    api = build_api(EngineBackend(engine), Settings(tokens="a-token-of-a-good-length"), counted)  # type: ignore[arg-type]  # as it is written
+    with TestClient(api, root_path="/app") as client:
+        for path in ("/app/imagine?prompt=a", "/app/v1/models/tiny", "/app/made/up"):
+            assert client.get(path).status_code == 401
+    assert counted.noted == [(route, "refused", "unauthorized") for route in ("/imagine", "/v1/models/{model:path}", "unknown")]
 
 
 @pytest.mark.parametrize(
@@ -71,5 +87,5 @@ def test_an_answer_is_counted_by_its_status_and_a_stream_by_its_last_event(statu
     async def send(message: Message) -> None:
         pass
 
-    asyncio.run(CountRequests(answers, counted)({"type": "http", "path": "/made/up"}, receive, send))
+    asyncio.run(CountRequests(answers, counted, [])({"type": "http", "path": "/made/up"}, receive, send))
     assert counted.noted == [("unknown", outcome, reason)]

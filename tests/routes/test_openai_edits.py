@@ -119,6 +119,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "strength 2": ({"strength": 2}, "strength", "less than or equal to 1"),
     "no step left": ({"strength": 0.4}, "strength", "at least 1 / 2"),
     "no prompt": ({"prompt": None}, "prompt", "must be given"),
+    "a seed not in digits": ({"seed": "1_0"}, "seed", "valid integer"),
     "a seed twice": ({"seed": [1, 2]}, "seed", "given once"),
     "partial images of no stream": ({"partial_images": 2}, "body", "stream=true"),
 }
@@ -137,6 +138,7 @@ def test_what_breaks_a_rule_is_refused_in_openais_shape(url: str, asked: dict[st
     [
         (b"{}", "application/json", 415, "Content-Type"),
         (b"--a", "multipart/form-data", 400, "body"),
+        (b"--a--", "multipart/form-data; boundary=a; charset=foo", 400, "Content-Type"),
         (b"--b", "multipart/form-data; boundary=a", 400, "body"),
         (b"a" * 11_000_000, "multipart/form-data; boundary=a", 413, "body"),
         (b"--a\r\nContent-Disposition: form-data; name=image\r\n\r\ntext\r\n--a--", "multipart/form-data; boundary=a", 400, "prompt"),
