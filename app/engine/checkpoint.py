@@ -101,7 +101,8 @@ def load(
 
 
 def compile_blocks_of(pipe: DiffusionPipeline) -> None:
-    """For all numbers of rows and all sizes, or every batch size would be compiled anew. It is done at the first calls.
+    """For all sizes and numbers of rows, or every batch size would be compiled anew; but for one row alone, and for another number of CPU
+    threads. It is done at the first calls.
 
     Raises `CheckpointUnavailable`.
     """

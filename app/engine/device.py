@@ -109,7 +109,8 @@ class Device:
         try:
             same = all(map(same_output, self._joined(calls), apart))
         except torch.OutOfMemoryError:
-            raise
+            self._lower_limit(kind, len(calls) // 2, for_good=False)
+            return
         except Exception as error:
             same = False
             logger.info("joining failed: %s", error)

@@ -45,7 +45,7 @@ NOT_ACCEPTABLE: dict[int | str, dict[str, Any]] = {406: {"model": ErrorAnswer, "
 
 
 def in_digits(value: object) -> object:
-    """Of whole numbers as text Pydantic takes `1_0`, ` 5` and `2.0`, too."""
+    """Raises for text that is no whole number in digits: Pydantic takes `1_0`, ` 5` and `2.0`, too."""
     if isinstance(value, str) and not WHOLE_NUMBER.fullmatch(value):
         raise PydanticKnownError("int_parsing")
     return value

@@ -55,7 +55,7 @@ class Metrics:
 
 
 class CountRequests:
-    """ASGI middleware. An answer that was not sent to its end counts as a caller that left. `paths` are the declared ones."""
+    """ASGI middleware. An answer that came to no end, not even an error's, counts as a caller that left. `paths` are the declared ones."""
 
     def __init__(self, inner: ASGIApp, counted: Metrics, paths: Iterable[str]) -> None:
         self._inner = inner

@@ -1,12 +1,12 @@
 """OpenAI's `POST /v1/images/edits`: a picture is painted over as the prompt says, by image-to-image."""
 
 import asyncio
-from email.message import Message
 from typing import Annotated, ClassVar, Literal
 
 from fastapi import APIRouter, Depends, Form, Request, UploadFile
 from PIL import Image, ImageOps
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator
+from python_multipart.multipart import parse_options_header
 from sse_starlette import EventSourceResponse
 
 from app.editing import STRENGTH, EditRequest
@@ -21,6 +21,7 @@ from app.settings import Settings
 FORMATS = ("PNG", "JPEG", "WEBP")
 LIST_OF_IMAGES = "image[]"  # what OpenAI's client calls it if it was given a list
 MAY_BE_EMPTY = ("prompt", "negative_prompt", "user", "safety_identifier")  # the first has a rule of its own
+UTF8 = (b"utf-8", b"utf8")
 NO_MASK = "must not be given: the whole picture is painted over"
 
 FIELDS = f"""
@@ -71,14 +72,13 @@ class EditsBody(GenerationsBody):
 
 
 async def refuse_what_a_form_may_not_hold(raw: Request) -> None:
-    """Nothing twice, no mask, nothing empty, which the framework would take for not given, and no other text than UTF-8.
+    """Nothing twice, no mask, nothing empty, which the framework would take for not given, and no charset but UTF-8.
 
     Raises `RefusedRequest`.
     """
-    kind = Message()
-    kind["Content-Type"] = raw.headers.get("content-type", "")
-    if (charset := kind.get_content_charset("utf-8")) != "utf-8":  # of one that it does not know the framework would make something else
-        raise RefusedRequest(ErrorDetail.of("Content-Type", "must have no charset but utf-8", charset))
+    _, options = parse_options_header(raw.headers.get("content-type"))
+    if (charset := options.get(b"charset", b"utf-8")).lower() not in UTF8:  # what it does not know the framework would take for Latin-1
+        raise RefusedRequest(ErrorDetail.of("Content-Type", "must have no charset but utf-8", charset.decode("latin-1")))
     given = (await raw.form()).multi_items()
     names = [name for name, _ in given]
     if "mask" in names:

@@ -21,9 +21,11 @@ CALLERS = 3
 def growing(cluster: str, client: ImagineClient) -> Iterator[ImagineClient]:
     serve_tiny("growing", min_replicas=1, max_replicas=2, max_batch_size=1, cpu_threads=1, max_queue_s=600)
     growing = ImagineClient(f"{cluster}/growing", retries=0)
-    growing.wait_until_ready()
-    yield growing
-    serve.delete("growing")
+    try:
+        growing.wait_until_ready()
+        yield growing
+    finally:
+        serve.delete("growing")
 
 
 def test_a_replica_that_is_full_for_long_gets_a_second_one_that_makes_pictures_too(growing: ImagineClient) -> None:
@@ -44,8 +46,7 @@ def test_a_replica_that_is_full_for_long_gets_a_second_one_that_makes_pictures_t
     with ThreadPoolExecutor(CALLERS) as threads:
         callers = [threads.submit(keep_asking, number) for number in range(CALLERS)]
         try:
-            eventually(lambda: len(making) == 2, within_s=240)
-            assert running_replicas("growing", "TextToImage") == 2
+            eventually(lambda: len(making) == 2 and running_replicas("growing", "TextToImage") == 2, within_s=240)
         finally:
             enough.set()
         for caller in callers:

@@ -139,6 +139,8 @@ def test_what_breaks_a_rule_is_refused_in_openais_shape(url: str, asked: dict[st
         (b"{}", "application/json", 415, "Content-Type"),
         (b"--a", "multipart/form-data", 400, "body"),
         (b"--a--", "multipart/form-data; boundary=a; charset=foo", 400, "Content-Type"),
+        (b"--a--", "multipart/form-data; boundary=a; charset=utf-8; charset=latin-1", 400, "Content-Type"),
+        (b"--a--", "multipart/form-data; boundary=a; charset=UTF-8", 400, "prompt"),
         (b"--b", "multipart/form-data; boundary=a", 400, "body"),
         (b"a" * 11_000_000, "multipart/form-data; boundary=a", 413, "body"),
         (b"--a\r\nContent-Disposition: form-data; name=image\r\n\r\ntext\r\n--a--", "multipart/form-data; boundary=a", 400, "prompt"),
