@@ -31,7 +31,7 @@ class Taken:
 
 
 class Way:
-    """One of the four, ready once it was used for the first time. Every way starts from prompts and ends with PNG bytes."""
+    """LOOP, WHOLE, ENGINE or COMPILED, ready once it was used for the first time. Every way starts from prompts and ends with PNG bytes."""
 
     def __init__(self, name: str, model: str, device: str, largest: int) -> None:
         self._process = ProcessPoolExecutor(1, get_context("spawn"), _prepare, (name, model, device, largest))

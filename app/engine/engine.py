@@ -84,7 +84,7 @@ class ImageEngine:
         resolved = request.resolved(self.capabilities)
         checkpoint = self._editing if isinstance(resolved, EditRequest) else self._checkpoint
         if checkpoint is None:
-            raise RefusedRequest(ErrorDetail.of("image", "must not be given: this model has no image-to-image pipeline", None))
+            raise RefusedRequest(ErrorDetail(field="image", rule="must not be given: this model has no image-to-image pipeline"))
         run = Run(checkpoint, resolved, self.capabilities, on_progress, self._preview if previews else None)
         try:
             image, facts = self._batcher.run(run, _stop_reason(cancel, timeout_s))

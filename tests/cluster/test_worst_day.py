@@ -30,7 +30,6 @@ from tests.engine.together import pixels
 
 LONG: dict[str, Any] = {"prompt": "a star", "num_inference_steps": 150, "seed": 1}
 LARGE: dict[str, Any] = {"width": 256, "height": 256}
-MOST_TO_READ: dict[str, Any] = {"stream": True, "partial_images": 3}
 LITTLE_ROOM = 4096  # bytes that a reader has received and not read
 DISCONNECT_DISABLED = "X-Request-Disconnect-Disabled: ?1\r\n"
 
@@ -127,7 +126,8 @@ def test_a_reader_that_stops_reading_holds_up_nobody(client: ImagineClient, deno
     asked, pictures, steps = ImageRequest(prompt="a star", num_inference_steps=2, seed=1), 6, 20
     expected = pixels(client.generate(asked, lambda progress: None).image)
     begun, all_made = grows(denoiser_rows, 4 * ROWS_OF_A_STEP), grows(denoiser_rows, (2 + pictures * steps) * ROWS_OF_A_STEP)
-    large = post("/v1/images/generations", prompt="a star", n=pictures, size="256x256", num_inference_steps=steps, **MOST_TO_READ)
+    fields: dict[str, Any] = {"prompt": "a star", "n": pictures, "size": "256x256", "num_inference_steps": steps}
+    large = post("/v1/images/generations", **fields, stream=True, partial_images=3)
     tasks = serving.tasks_of()
     with connected(client, large, LITTLE_ROOM) as connection:
         eventually(begun)  # and nobody reads what comes
