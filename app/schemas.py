@@ -113,6 +113,7 @@ class Capabilities(BaseModel):
     max_prompt_tokens: int | None
     version: str
     image_to_image: bool = False
+    max_num_images_per_prompt: int = 1  # with seeds one after another, made together
 
     def limited(self, max_num_inference_steps: int) -> Self:
         """The same with fewer steps allowed, and defaults that keep to the limits on steps and pixels."""

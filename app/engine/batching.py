@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from app.engine.device import ALONE, Batch, Call, Device
+from app.engine.device import ALONE, Batch, Call, Computed, Device
 from app.engine.joining import SharedMethod
 from app.engine.policy import FairShare
 from app.engine.task import StopReason, Task
@@ -42,7 +42,7 @@ class Batcher:
     def __init__(self, max_tasks: int, cpu_threads: int, on_batch: Callable[[Batch], None], *, apart: bool = False) -> None:
         self._max_tasks = max_tasks
         self._device = Device(FairShare(max_tasks), on_batch)
-        self._warned_of_lists = False
+        self._warned_of_alone = False
         self._news = threading.Event()
         self._lock = threading.Lock()  # for the end: nobody may come after it
         self._tasks: list[Task] = []  # in the order they came; the first `max_tasks` of them run
@@ -50,7 +50,7 @@ class Batcher:
         self._cpu_threads = cpu_threads
         self._most_lanes = max(2, cpu_threads) if apart else 0  # a long decoding leaves one to the steps of others
         self._lanes = ThreadPoolExecutor(max(1, self._most_lanes), "lane", compute_with, (1,))
-        self._at_work: dict[Future[None], tuple[SharedMethod, float]] = {}  # what is computed in lanes, and since when
+        self._at_work: dict[Future[Computed], tuple[list[Call], float]] = {}  # what is computed in lanes, and since when
         self._busy_since: float | None = None
         self._end: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="batching", daemon=True)
@@ -97,9 +97,9 @@ class Batcher:
         task.step_kind = call.kind if call.shared.is_denoiser else None
         if call.shared.is_denoiser:
             task.loop_began = task.loop_began or time.monotonic()
-            if call.arguments.signature is None and not self._warned_of_lists:
-                self._warned_of_lists = True
-                logger.warning("%s takes lists of samples, so its calls run one at a time", type(call.shared.module).__name__)
+            if call.arguments.signature is None and not self._warned_of_alone:
+                self._warned_of_alone = True
+                logger.warning("%s takes more than tensors and values, so its calls run one at a time", type(call.shared.module).__name__)
         self._calls.append(call)
         return task.wait_for(call.future)
 
@@ -129,8 +129,8 @@ class Batcher:
     def _look_at_lanes(self) -> None:
         """What one of them died of ends this thread."""
         for lane in [lane for lane in self._at_work if lane.done()]:
-            del self._at_work[lane]
-            lane.result()
+            calls, _ = self._at_work.pop(lane)
+            self._device.finish(calls, lane.result())
 
     def _drop_stopped(self) -> None:
         for task in list(self._tasks):
@@ -150,7 +150,7 @@ class Batcher:
 
     def _begin_next(self) -> bool:
         """Compute what the policy picks: with all CPU threads here, or in a lane. Whether anything was due."""
-        at_work = [shared for shared, _ in self._at_work.values()]
+        at_work = [calls[0].shared for calls, _ in self._at_work.values()]
         running = min(len(self._tasks), self._max_tasks)
         in_lanes = self._should_use_lanes(at_work, running)
         if len(at_work) >= (self._most_lanes if in_lanes else 1):
@@ -164,12 +164,11 @@ class Batcher:
         if torch.get_num_threads() != threads:
             compute_with(threads)  # MKL takes the last number that any thread of the process was given
         if in_lanes:
-            shared = calls[0].shared
             lane = self._lanes.submit(self._device.compute, calls)
-            self._at_work[lane] = shared, time.monotonic()
+            self._at_work[lane] = calls, time.monotonic()
             lane.add_done_callback(lambda lane: self._news.set())
         else:
-            self._device.compute(calls)
+            self._device.finish(calls, self._device.compute(calls))
         return True
 
     def _should_use_lanes(self, at_work: Sequence[SharedMethod], running: int) -> bool:

@@ -1,13 +1,12 @@
-"""Where calls are computed: several as one if that gives everybody what they would have had alone, and in halves if it does not fit."""
+"""Where calls are computed: several as one if that gives everybody what they would have had alone, and apart if it does not, or not fit."""
 
+import functools
 import logging
-import threading
 import time
 import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,18 +37,28 @@ class Call:
     arguments: Arguments
     future: Future[Any] = field(default_factory=Future)
 
-    @cached_property
+    @functools.cached_property
     def kind(self) -> Hashable:
         """Calls of a kind can be joined, but for those that are alone."""
         return self.arguments.signature or ALONE
 
 
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What came of calls: for each its output or error, whether they were `joined`, and what was seen of them as one."""
+
+    parts: list[Any]
+    seconds: float
+    joined: bool
+    too_large: bool = False
+    same: bool | None = None  # as apart, if that was looked at
+
+
 class Device:
-    """Computes calls in the threads that ask. Tells `policy` how long they took, and `on_batch` of those of the denoiser."""
+    """Computes calls in any thread, one of which does all else. Tells `policy` how long they took, and `on_batch` of the denoiser's."""
 
     def __init__(self, policy: FairShare, on_batch: Callable[[Batch], None]) -> None:
         policy.lower_limit(ALONE, 1)
-        self._lock = threading.RLock()  # for all that several threads change
         self._policy = policy
         self._on_batch = on_batch
         self._joinable: set[Hashable] = set()  # the kinds whose joined output was compared, and was the same
@@ -59,69 +68,60 @@ class Device:
 
         Two, if calls of their kind have never been joined: that is enough to see whether they can be, and soon over.
         """
-        with self._lock:
-            calls = self._policy.pick(ready, most) if ready else []
-            return calls if not calls or calls[0].kind in self._joinable else calls[:2]
+        calls = self._policy.pick(ready, most) if ready else []
+        return calls if not calls or calls[0].kind in self._joinable else calls[:2]
 
     @torch.inference_mode()
-    def compute(self, calls: list[Call]) -> None:
-        """Run the calls as one and give each its part. If that fails, try two halves: only a call that fails alone fails."""
+    def compute(self, calls: Sequence[Call]) -> Computed:
+        """Run the calls as one. The first time calls of a kind meet they run apart as well, and so they do if that fails: only a call that
+        fails alone fails. Changes nothing here."""
         start = time.monotonic()
-        failure: Exception | None = None
-        joined = len(calls) > 1 and calls[0].kind in self._joinable
-        try:
-            outputs = self._joined(calls) if joined else [call.shared.alone(*call.args, **call.kwargs) for call in calls]
-            if len(calls) > 1 and not joined:
-                self._check(calls, outputs)
-        except Exception as error:
-            failure = error
-            traceback.clear_frames(error.__traceback__)  # which hold on to tensors that others need room for
-        seconds = time.monotonic() - start
-        with self._lock:
-            self._policy.took(calls[0].kind, seconds, joined=len(calls) if failure is None and (joined or len(calls) == 1) else None)
-        if failure is None:
-            self._hand_out(calls, outputs, joined)
-        elif len(calls) == 1:
-            calls[0].future.set_exception(failure)
-        else:
-            half = len(calls) // 2
-            if isinstance(failure, torch.OutOfMemoryError):
-                self._lower_limit(calls[0].kind, half, for_good=False)
-                torch.cuda.empty_cache()
-            self.compute(calls[:half])
-            self.compute(calls[half:])
-        calls.clear()  # the traceback of an error leads here, and must hold no tensors
+        joinable = calls[0].kind in self._joinable
+        joined = _tried(functools.partial(_joined, calls)) if len(calls) > 1 else None
+        if joinable and isinstance(joined, list):
+            return Computed(joined, time.monotonic() - start, joined=True)
+        too_large = isinstance(joined, torch.OutOfMemoryError)
+        if too_large:
+            torch.cuda.empty_cache()
+        apart = list(map(_tried, (functools.partial(call.shared.alone, *call.args, **call.kwargs) for call in calls)))
+        unseen = len(calls) > 1 and not (joinable or too_large or any(isinstance(part, Exception) for part in apart))
+        same = isinstance(joined, list) and _tried(lambda: all(map(same_output, joined, apart))) is True
+        return Computed(apart, time.monotonic() - start, joined=False, too_large=too_large, same=same if unseen else None)
 
-    def _hand_out(self, calls: list[Call], outputs: list[Any], joined: bool) -> None:
-        if calls[0].shared.is_denoiser:
-            with self._lock:
-                for shared in [calls] if joined else [[call] for call in calls]:
-                    self._on_batch(Batch(len(shared), sum(call.arguments.rows for call in shared)))
-        for call, output in zip(calls, outputs, strict=True):
-            call.future.set_result(output)
+    def finish(self, calls: list[Call], computed: Computed) -> None:
+        """Give each its part, and learn."""
+        kind, shared = calls[0].kind, calls[0].shared
+        self._policy.took(kind, computed.seconds, joined=len(calls) if computed.joined or len(calls) == 1 else None)
+        if computed.too_large:
+            self._policy.lower_limit(kind, len(calls) // 2, for_good=False)
+        elif computed.same:
+            self._joinable = {*self._joinable, kind} if len(self._joinable) < MOST_KINDS else {kind}
+        elif computed.same is False:
+            level = logging.WARNING if shared.is_denoiser else logging.INFO
+            logger.log(level, "calls of %s change when they are joined, so they run one at a time", type(shared.module).__name__)
+            self._policy.lower_limit(kind, 1)
+        if shared.is_denoiser:
+            done = [call for call, part in zip(calls, computed.parts, strict=True) if not isinstance(part, Exception)]
+            for together in [done] if computed.joined else [[call] for call in done]:
+                self._on_batch(Batch(len(together), sum(call.arguments.rows for call in together)))
+        for call, part in zip(calls, computed.parts, strict=True):
+            if isinstance(part, Exception):
+                call.future.set_exception(part)
+            else:
+                call.future.set_result(part)
+        calls.clear()
+        computed.parts.clear()  # the frames of an error lead to both, and must hold no tensors
 
-    def _joined(self, calls: list[Call]) -> list[Any]:
-        return run_joined(calls[0].shared.together, [call.arguments for call in calls])
 
-    def _check(self, calls: list[Call], apart: list[Any]) -> None:
-        """The first time calls of a kind meet they are run joined as well as apart. If that differs, this kind is never joined."""
-        kind = calls[0].kind
-        try:
-            same = all(map(same_output, self._joined(calls), apart))
-        except torch.OutOfMemoryError:
-            self._lower_limit(kind, len(calls) // 2, for_good=False)
-            return
-        except Exception as error:
-            same = False
-            logger.info("joining failed: %s", error)
-        if same:
-            with self._lock:
-                self._joinable = {*self._joinable, kind} if len(self._joinable) < MOST_KINDS else {kind}
-        else:
-            level = logging.WARNING if calls[0].shared.is_denoiser else logging.INFO
-            logger.log(level, "calls of %s change when they are joined, so they run one at a time", type(calls[0].shared.module).__name__)
-            self._lower_limit(kind, 1)
+def _joined(calls: Sequence[Call]) -> list[Any]:
+    return run_joined(calls[0].shared.together, [call.arguments for call in calls])
 
-    def _lower_limit(self, kind: Hashable, calls: int, *, for_good: bool = True) -> None:
-        with self._lock:
-            self._policy.lower_limit(kind, calls, for_good=for_good)
+
+def _tried(function: Callable[[], Any]) -> Any:  # noqa: ANN401
+    """What it returns, or raises."""
+    try:
+        return function()
+    except Exception as error:
+        del function  # this frame is in the traceback, and must hold no tensors
+        traceback.clear_frames(error.__traceback__)  # which hold on to tensors that others need room for
+        return error

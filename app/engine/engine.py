@@ -59,7 +59,7 @@ class ImageEngine:
         pipe, editing = checkpoint.pipe, image_to_image(checkpoint)
         self._checkpoint = settled(checkpoint)
         self._editing = editing and settled(editing)
-        able = {"image_to_image": self._editing is not None}
+        able = {"image_to_image": self._editing is not None, "max_num_images_per_prompt": max_batch_size}
         self.capabilities: Capabilities = capabilities_of(checkpoint, max_pixels, version).limited(MAX_STEPS).model_copy(update=able)
         reason = why_alone(pipe)
         if reason is not None:

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, TypeGuard
 
 import torch
@@ -13,6 +14,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest value; half precision rounds differently in every batch size
 HALF_TOLERANCE = 5e-2
+VALUES = (type(None), int, float, str, bytes, Enum, torch.dtype, torch.device)  # equal in two calls, they mean the same
+UNLIKE = "unlike any other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +55,16 @@ class SharedMethod:
         if isinstance(sample, Tensor) and timestep is not None and not getattr(timestep, "ndim", 0):
             named["timestep"] = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(rows)
         leaves, tree = tree_flatten(named)
-        signature = (self, str(tree), *(self._kind(leaf, rows) for leaf in leaves)) if isinstance(sample, Tensor) else None
-        return Arguments(leaves, tree, rows, signature)
+        kinds = [self._kind(leaf, rows) for leaf in leaves]
+        joinable = isinstance(sample, Tensor) and UNLIKE not in kinds
+        return Arguments(leaves, tree, rows, (self, str(tree), *kinds) if joinable else None)
 
     def _kind(self, leaf: object, rows: int) -> Hashable:
         """What two calls must have in common at this leaf."""
         if isinstance(leaf, torch.Generator):
             return torch.Generator  # autoencoders take one and leave it alone; one that draws from it changes when it is joined
         if not isinstance(leaf, Tensor):
-            return leaf if isinstance(leaf, Hashable) else id(leaf)
+            return leaf if isinstance(leaf, VALUES) else UNLIKE  # a cache, say, which each request has for itself
         if _has_rows(leaf, rows):
             return leaf.dtype, leaf.device, tuple(leaf.shape[1:])
         if leaf not in self._fingerprints:  # once for each tensor object: reading a GPU's values makes it wait

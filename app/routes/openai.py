@@ -107,7 +107,7 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
     ) -> PicturesAnswer | EventSourceResponse:
         capabilities = await backend.capabilities()
         refuse_other_model(body.model, capabilities)
-        requests = body.to_requests(capabilities, settings.max_batch_size)
+        requests = body.to_requests(capabilities)
         if body.response_format == "url":
             return addresses(raw, body, requests, capabilities)
         return await respond(raw, backend, body, requests, deadline)

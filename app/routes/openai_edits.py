@@ -63,10 +63,10 @@ class EditsBody(GenerationsBody):
             raise RefusedRequest(ErrorDetail(field="image", rule="must be given"))
         return await file.read()
 
-    def to_edits(self, capabilities: Capabilities, most: int, image: Image.Image) -> tuple[EditRequest, ...]:
+    def to_edits(self, capabilities: Capabilities, image: Image.Image) -> tuple[EditRequest, ...]:
         """Raises `RefusedRequest`."""
         sized = self if self.size not in (None, "auto") else self.model_copy(update={"size": f"{image.width}x{image.height}"})
-        first, *others = sized.to_requests(capabilities, most)
+        first, *others = sized.to_requests(capabilities)
         edit = EditRequest.of(first, image, self.strength)
         return (edit, *(edit.model_copy(update={"seed": other.seed}) for other in others))
 
@@ -114,7 +114,7 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
         if not capabilities.image_to_image:
             raise RefusedRequest(ErrorDetail(field="image", rule="must not be given: this model has no image-to-image pipeline"))
         data = await body.picture()
-        requests = await asyncio.to_thread(lambda: body.to_edits(capabilities, settings.max_batch_size, opaque(data)))
+        requests = await asyncio.to_thread(lambda: body.to_edits(capabilities, opaque(data)))
         return await respond(raw, backend, body, requests, deadline)
 
     return routes

@@ -103,8 +103,9 @@ class GenerationsBody(BaseModel):
         """The quality of JPEG and WebP."""
         return QUALITY if self.output_compression is None else self.output_compression
 
-    def to_requests(self, capabilities: Capabilities, most: int) -> tuple[ImageRequest, ...]:
+    def to_requests(self, capabilities: Capabilities) -> tuple[ImageRequest, ...]:
         """Resolved, with consecutive seeds. This is where the dialect ends. Raises `RefusedRequest`."""
+        most = capabilities.max_num_images_per_prompt
         if self.pictures > most:
             raise RefusedRequest(ErrorDetail.of("n", f"must be at most {most}, the batch that this service makes at once", self.n))
         if (self.seed or 0) > self._highest_seed:

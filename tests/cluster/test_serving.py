@@ -38,7 +38,8 @@ def serve_tiny(name: str, **settings: object) -> None:
 def test_alive_ready_and_capabilities_are_told(client: ImagineClient) -> None:
     assert requests.get(f"{client.base_url}/healthz", timeout=30).json() == {"status": "alive"}
     assert requests.get(f"{client.base_url}/readyz", timeout=30).json() == {"status": "ready"}
-    assert (client.capabilities.model, client.capabilities.width, client.capabilities.version) == ("tiny", 128, "abc123")
+    told = client.capabilities
+    assert (told.model, told.width, told.version, told.max_num_images_per_prompt) == ("tiny", 128, "abc123", 8)
 
 
 def test_requests_at_once_run_at_once_and_get_the_pictures_they_would_have_had_alone(client: ImagineClient) -> None:

@@ -43,6 +43,24 @@ class TestMemory:
         assert max(np.abs(pixels(one.image) - other).max() for one, other in zip(made, expected, strict=True)) <= 1
         assert 2 <= most_shared(batches) <= 3
 
+    def test_two_that_do_not_fit_together_the_first_time_keep_what_each_had_alone(
+        self, loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = [request(number) for number in range(2)]
+        expected = [alone(loaded, one) for one in asked]
+        tried: list[int] = []
+
+        def one_at_a_time(sample: torch.Tensor) -> None:
+            tried.append(len(sample))
+            if len(sample) > 2:
+                raise torch.OutOfMemoryError
+
+        break_calls(monkeypatch, loaded, one_at_a_time)
+        made = together(start(loaded), asked)
+        assert max(np.abs(pixels(one.image) - other).max() for one, other in zip(made, expected, strict=True)) <= 1
+        assert tried.count(4) == 1
+        assert tried.count(2) == sum(one.num_inference_steps or 0 for one in asked), "none is computed twice"
+
     def test_a_request_that_does_not_fit_alone_fails_alone(
         self, loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -113,7 +131,7 @@ class TestAlone:
         ("loaded", "said"),
         [
             (small("pixart", use_resolution_binning=False), "does not tell its steps"),
-            (small("z_image"), "takes lists of samples"),
+            (small("z_image"), "takes more than tensors and values"),
             (small("sd1_pag"), "changes its denoiser for the time of a call"),
         ],
         ids=["no step callback", "list inputs", "a denoiser that is changed"],

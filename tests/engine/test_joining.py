@@ -68,6 +68,13 @@ def test_a_sample_that_is_a_list_cannot_be_joined() -> None:
     assert SHARED.describe(([torch.zeros(2, 4, 4)], torch.tensor(3)), {}).signature is None
 
 
+def test_an_object_that_each_request_has_for_itself_cannot_be_joined() -> None:
+    class Cache:
+        pass
+
+    assert signature(call(2, extra=Cache())) == [None]
+
+
 def test_outputs_are_the_same_up_to_rounding_only() -> None:
     output = (torch.randn(2, 3), "text")
     assert same_output(output, (output[0] + 1e-6, "text"))

@@ -27,7 +27,7 @@ OWN = 20  # steps of the bundled model, if nobody says how many
     ids=str,
 )
 def test_quality_is_a_number_of_steps_and_a_number_that_is_given_wins(engine: ImageEngine, fields: dict[str, Any], steps: float) -> None:
-    (asked,) = GenerationsBody(prompt="a star", **fields).to_requests(engine.capabilities, most=8)
+    (asked,) = GenerationsBody(prompt="a star", **fields).to_requests(engine.capabilities)
     assert asked.num_inference_steps == steps
 
 
