@@ -1,5 +1,6 @@
 """Start the app from a program or a notebook of one's own, and learn why when it does not start."""
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 
 LINES_TOLD = 25  # of a replica's log
+LOOPBACK = "127.0.0.1"
 
 
 class AppNotStarted(RuntimeError):
@@ -37,10 +39,19 @@ def replica_log() -> list[str]:
 
 def start_serve(wanted_port: int = 8000) -> int:
     """Start Ray Serve on loopback, at another port if that one is taken, and tell the port. Where it runs already it stays as it is."""
+    _pass_by_proxies()
     if _get_global_client(raise_if_no_controller_running=False) is None:
-        serve.start(http_options={"host": "127.0.0.1", "port": free_port(wanted_port)})
+        serve.start(http_options={"host": LOOPBACK, "port": free_port(wanted_port)})
     port: int = _get_global_client().http_config.port  # Serve tells it nowhere else
     return port
+
+
+def _pass_by_proxies() -> None:
+    """One that the environment names cannot reach what this machine serves to itself. Commands that are started from here see it too."""
+    for name in ("no_proxy", "NO_PROXY"):
+        hosts = os.environ.get(name, "").split(",")
+        if LOOPBACK not in hosts:
+            os.environ[name] = ",".join(filter(None, [*hosts, LOOPBACK]))
 
 
 def free_port(wanted: int = 8000) -> int:
@@ -49,9 +60,9 @@ def free_port(wanted: int = 8000) -> int:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((LOOPBACK, port))
             except OSError:
                 continue
             found: int = probe.getsockname()[1]
             return found
-    raise OSError("no port is free on 127.0.0.1")
+    raise OSError(f"no port is free on {LOOPBACK}")

@@ -125,6 +125,7 @@ class Batcher:
                 task.end(EngineStopped("the engine has stopped"))
             self._tasks, self._calls = [], []
         self._lanes.shutdown(cancel_futures=True)
+        self._at_work.clear()
 
     def _look_at_lanes(self) -> None:
         """What one of them died of ends this thread."""

@@ -45,13 +45,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """What came of calls: for each its output or error, whether they were `joined`, and what was seen of them as one."""
+    """What came of calls: for each its output or error, and whether they were `joined`, a call that succeeds alone included."""
 
     parts: list[Any]
     seconds: float
     joined: bool
-    too_large: bool = False
-    same: bool | None = None  # as apart, if that was looked at
+    as_one: bool | Exception | None = None  # whether it was the same as apart, or the error of trying, if either was seen
 
 
 class Device:
@@ -75,42 +74,47 @@ class Device:
     def compute(self, calls: Sequence[Call]) -> Computed:
         """Run the calls as one. The first time calls of a kind meet they run apart as well, and so they do if that fails: only a call that
         fails alone fails. Changes nothing here."""
-        start = time.monotonic()
-        joinable = calls[0].kind in self._joinable
-        joined = _tried(functools.partial(_joined, calls)) if len(calls) > 1 else None
-        if joinable and isinstance(joined, list):
-            return Computed(joined, time.monotonic() - start, joined=True)
-        too_large = isinstance(joined, torch.OutOfMemoryError)
-        if too_large:
+        start, joinable, as_one = time.monotonic(), calls[0].kind in self._joinable, None
+        if joinable and len(calls) > 1:
+            as_one = _tried(functools.partial(_joined, calls))
+            if isinstance(as_one, list):
+                return Computed(as_one, time.monotonic() - start, joined=True)
             torch.cuda.empty_cache()
         apart = list(map(_tried, (functools.partial(call.shared.alone, *call.args, **call.kwargs) for call in calls)))
-        unseen = len(calls) > 1 and not (joinable or too_large or any(isinstance(part, Exception) for part in apart))
-        same = isinstance(joined, list) and _tried(lambda: all(map(same_output, joined, apart))) is True
-        return Computed(apart, time.monotonic() - start, joined=False, too_large=too_large, same=same if unseen else None)
+        succeeded = not any(isinstance(part, Exception) for part in apart)
+        if succeeded and not joinable and len(calls) > 1:
+            as_one = _tried(lambda: all(map(same_output, _joined(calls), apart)))
+        if not succeeded and not isinstance(as_one, torch.OutOfMemoryError):
+            as_one = None  # it may have failed as they did
+        return Computed(apart, time.monotonic() - start, joined=succeeded and len(calls) == 1, as_one=as_one)
 
     def finish(self, calls: list[Call], computed: Computed) -> None:
         """Give each its part, and learn."""
-        kind, shared = calls[0].kind, calls[0].shared
-        self._policy.took(kind, computed.seconds, joined=len(calls) if computed.joined or len(calls) == 1 else None)
-        if computed.too_large:
-            self._policy.lower_limit(kind, len(calls) // 2, for_good=False)
-        elif computed.same:
+        kind, as_one = calls[0].kind, computed.as_one
+        self._policy.took(kind, computed.seconds, joined=len(calls) if computed.joined else None)
+        if as_one is True:
             self._joinable = {*self._joinable, kind} if len(self._joinable) < MOST_KINDS else {kind}
-        elif computed.same is False:
-            level = logging.WARNING if shared.is_denoiser else logging.INFO
-            logger.log(level, "calls of %s change when they are joined, so they run one at a time", type(shared.module).__name__)
-            self._policy.lower_limit(kind, 1)
-        if shared.is_denoiser:
+        elif isinstance(as_one, torch.OutOfMemoryError) or (as_one is not None and kind in self._joinable):
+            self._policy.lower_limit(kind, len(calls) // 2, for_good=False)
+        elif as_one is not None:
+            self._never_join(calls[0], "change" if as_one is False else f"fail with {as_one!r}")
+        self._count(calls, computed)
+        for call, part in zip(calls, computed.parts, strict=True):
+            settle = call.future.set_exception if isinstance(part, Exception) else call.future.set_result
+            settle(part)
+        calls.clear()
+        computed.parts.clear()  # the frames of an error lead to both, and must hold no tensors
+
+    def _never_join(self, call: Call, reason: str) -> None:
+        level = logging.WARNING if call.shared.is_denoiser else logging.INFO
+        logger.log(level, "calls of %s %s when they are joined, so they run one at a time", type(call.shared.module).__name__, reason)
+        self._policy.lower_limit(call.kind, 1)
+
+    def _count(self, calls: Sequence[Call], computed: Computed) -> None:
+        if calls[0].shared.is_denoiser:
             done = [call for call, part in zip(calls, computed.parts, strict=True) if not isinstance(part, Exception)]
             for together in [done] if computed.joined else [[call] for call in done]:
                 self._on_batch(Batch(len(together), sum(call.arguments.rows for call in together)))
-        for call, part in zip(calls, computed.parts, strict=True):
-            if isinstance(part, Exception):
-                call.future.set_exception(part)
-            else:
-                call.future.set_result(part)
-        calls.clear()
-        computed.parts.clear()  # the frames of an error lead to both, and must hold no tensors
 
 
 def _joined(calls: Sequence[Call]) -> list[Any]:

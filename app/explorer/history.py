@@ -67,7 +67,7 @@ class History(widgets.VBox):
         for path in files:
             try:
                 data = path.read_bytes()
-                found.append(GeneratedImage(data, png.decode(data)[1]))
+                found.append(GeneratedImage(data, png.decode(data, unknown="ignore")[1]))
             except (png.NotOurPNG, OSError):
                 others += 1
         without_room = self._gallery.add(found)

@@ -27,11 +27,12 @@ class ProgressLine:
         self.bar.layout.visibility = "hidden"
         taken = seconds(work.seconds_gone)
         if made == asked:
-            self.status.value = f"{pictures(made)} in {taken}" + (f"; the {left} oldest made room" if left else "")
+            said = f"{pictures(made)} in {taken}"
         elif work.stopping:
-            self.status.value = f"Stopped after step {work.steps_done} of {work.steps}, {taken}" + (f"; {pictures(made)}" if made else "")
+            said = f"Stopped after step {work.steps_done} of {work.steps}, {taken}" + (f"; {pictures(made)}" if made else "")
         else:
-            self.status.value = f"{made} of {pictures(asked)} in {taken}" if made else ""
+            said = f"{made} of {pictures(asked)} in {taken}" if made else ""
+        self.status.value = said + (f"; the {left} oldest made room" if left else "")
 
 
 def words(work: Work) -> str:

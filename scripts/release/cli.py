@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -11,16 +12,13 @@ import typer
 
 from scripts.release import options, plan, serve_config, smoke
 from scripts.release.connect import connect, has_account
-from scripts.release.options import SERVICE_FILE, Kind
+from scripts.release.options import DASHBOARD, SERVED, SERVICE_FILE, Kind
 from scripts.release.outcome import Exit, Refused, Unreachable
 from scripts.release.package import members, staged, version_name
-from scripts.release.rollout import Patience, Rollout
+from scripts.release.rollout import BY_DEPLOYING, Patience, Rollout
 from scripts.release.service import Service, commit_on_the_hub, read
 from scripts.release.target import GOING_BACK, Observed
 from scripts.release.tell import Teller
-
-DASHBOARD, SERVED = "http://127.0.0.1:8265", "http://127.0.0.1:8000"
-
 
 commands = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -75,6 +73,8 @@ def deploy(
     """Deploy this commit, prove it, and take it back if the proof fails. The default."""
     service = _service(file, sets, version, quick=quick, allow_dirty=allow_dirty or dry_run or target is Kind.KUBERAY)
     steps = options.canary_steps(canary)
+    if target is Kind.KUBERAY and not dry_run:
+        service = service.pinned(commit_on_the_hub)
     _tell_plan(file.parent, service, target, steps, image, working_dir)
     if target is Kind.KUBERAY:
         return
@@ -83,7 +83,7 @@ def deploy(
             f"dry run   would deploy {service.version}, then wait, check {requests} pictures at each step, and go back on any failure"
         )
         return
-    tell = Teller()
+    tell, command_line = Teller(), partial(options.command_line, file=file, target=target, address=address, url=url)
     place = connect(target, service, address, url, upload=not no_upload)
     own_token = service.settings.tokens[0].get_secret_value() if service.settings.tokens else None
     tell.keep_secret(own_token)
@@ -97,12 +97,13 @@ def deploy(
             check=lambda seen: smoke.check(seen.url, seen.token or own_token, service.version, limits, tell.say),
             steps=steps,
             patience=Patience(timeout_s, poll_s),
+            command_line=command_line,
         )
         try:
             raise typer.Exit(rollout.run())
         except KeyboardInterrupt:
-            tell.say(f"interrupted: {rollout.stage}. Go on: the same command again. Look: python scripts/rollout.py status.")
-            tell.say("Go back: python scripts/rollout.py rollback")
+            tell.say(f"interrupted: {rollout.stage}. Go on: the same command again. Look: {command_line('status')}")
+            tell.say(f"Go back: {command_line('rollback') if place.takes_canaries else BY_DEPLOYING}")
             raise typer.Exit(Exit.INTERRUPTED) from None
 
 

@@ -1,6 +1,7 @@
 """The options that the commands share."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +21,7 @@ class Kind(StrEnum):
 
 
 SERVICE_FILE = ROOT / "service.yaml"
+DASHBOARD, SERVED = "http://127.0.0.1:8265", "http://127.0.0.1:8000"
 FileOption = Annotated[Path, typer.Option("--file", "-f", help="The service config.", show_default="service.yaml")]
 TargetOption = Annotated[Kind, typer.Option("--target", help="Where to.")]
 SetOption = Annotated[
@@ -50,6 +52,14 @@ TimeoutOption = Annotated[float, typer.Option("--timeout-s", min=0, help="How lo
 PollOption = Annotated[float, typer.Option("--poll-s", min=0.01, help="Seconds between two looks at the state.")]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Change nothing; tell what would be done.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Needed: it ends for everybody who calls it.")]
+
+
+def command_line(command: str, file: Path, target: Kind, address: str, url: str) -> str:
+    """What to type for another command on the same service: without its options it could end one that nobody meant."""
+    given = {"--file": str(file), "--target": str(target), "--address": address, "--url": url}
+    usual = {"--file": str(SERVICE_FILE), "--target": str(Kind.ANYSCALE), "--address": DASHBOARD, "--url": SERVED}
+    options = [word for option, value in given.items() if value != usual[option] for word in (option, value)]
+    return shlex.join(["python", "scripts/rollout.py", *command.split(), *options])
 
 
 def overrides(assignments: Sequence[str] | None) -> dict[str, str]:

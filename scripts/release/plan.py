@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.release.package import Member
-from scripts.release.service import Service
+from scripts.release.service import COMMIT, Service
 from scripts.release.target import Observed
 
 COMPARED = ("applications", "http_options", "logging_config", "compute_config", "image_uri", "query_auth_token_enabled")
@@ -60,8 +60,13 @@ def _differences(path: str, old: object, new: object) -> Iterator[str]:
     elif isinstance(new, list) and isinstance(old, list) and len(new) == len(old):
         for number, (one, other) in enumerate(zip(old, new, strict=True)):
             yield from _differences(f"{path}[{number}]", one, other)
-    elif old != new and str(old) != str(new):
+    elif old != new and str(old) != str(new) and not _is_pinned(path, old, new):
         yield f"{path}: {'unset' if old is None else old} -> {new}"
+
+
+def _is_pinned(path: str, old: object, new: object) -> bool:
+    """A deploy replaces what a revision is called by the commit that it is."""
+    return path.endswith(".revision") and COMMIT.fullmatch(str(old)) is not None and COMMIT.fullmatch(str(new)) is None
 
 
 def _nodes(service: Service) -> str:

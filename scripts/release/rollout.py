@@ -15,6 +15,7 @@ from scripts.release.tell import Teller
 
 TRIES = 3  # of what may be repeated
 BROKEN_LOOKS = 2  # in a row, before a version is given up: one may be a moment between two states
+BY_DEPLOYING = "check out the commit that served before, and deploy it"
 REFUSED_LOOKS = 3  # in a row, before nobody is believed to be listening
 
 
@@ -40,9 +41,11 @@ class Rollout:
         check: Callable[[Observed], None],
         steps: Sequence[int] = (),
         patience: Patience = Patience(),
+        command_line: Callable[[str], str] = "python scripts/rollout.py {}".format,
     ) -> None:
         self._target, self._service, self._folder, self._tell = target, service, folder, tell
         self._check, self._wanted_steps, self._patience = check, tuple(steps), patience
+        self._command_line = command_line  # of another command on the same service
         self._version = service.version
         self._seen = False
         self._broken_looks = 0
@@ -73,7 +76,7 @@ class Rollout:
         """Stop the rollout that is going on, whoever began it."""
         self._repeat(partial(self._stop, name))
         try:
-            self._wait(lambda seen: seen.settled_on(name), lambda seen: None)
+            self._wait(lambda seen: seen.settled_on(name), _raise_if_terminated)
         except (Failed, Refused) as trouble:
             self._tell.say(f"{name} is not back: {trouble}")
             return Exit.STUCK
@@ -104,7 +107,7 @@ class Rollout:
         if before is None or (before.canary is None and before.state != GOING_BACK):
             return before is not None and before.version(self._version) is not None
         if before.canary is None or before.canary.name != self._version or before.state == GOING_BACK:
-            raise Refused(f"another rollout is going on ({before}); wait for its end, or stop it: python scripts/rollout.py rollback")
+            raise Refused(f"another rollout is going on ({before}); wait for its end, or stop it: {self._command_line('rollback')}")
         self._tell.say(f"taking up the rollout of {self._version} where it is: {before}")
         if not self._wanted_steps:
             self._tell.say("its share of the traffic moves on by itself unless --canary has set it; then say --canary again")
@@ -154,7 +157,7 @@ class Rollout:
                 if self._is_there():
                     return True
             except Unreachable as error:
-                raise Unreachable(f"{error}; {self.stage}, python scripts/rollout.py status tells") from error
+                raise Unreachable(f"{error}; {self.stage}, {self._command_line('status')} tells") from error
         return False
 
     def _is_there(self) -> bool:
@@ -192,7 +195,7 @@ class Rollout:
         canary = observed.canary
         return canary is not None and canary.name == self._version and canary.state == "RUNNING" and (canary.percent or 0) >= percent
 
-    def _wait(self, reached: Callable[[Observed], bool], raise_if_lost: Callable[[Observed | None], None]) -> Observed:
+    def _wait(self, reached: Callable[[Observed], bool], raise_if_lost: Callable[[Observed | None], object]) -> Observed:
         deadline = time.monotonic() + self._patience.timeout_s
         last: Observed | None = None
         refused = 0
@@ -212,15 +215,14 @@ class Rollout:
             time.sleep(self._patience.poll_s)
 
     def _raise_if_lost(self, observed: Observed | None) -> None:
-        if observed is None:
-            raise Failed("the service was terminated meanwhile")
-        ours = observed.version(self._version)
-        if observed.state == GOING_BACK or (ours is None and self._seen):
+        seen = _raise_if_terminated(observed)
+        ours = seen.version(self._version)
+        if seen.state == GOING_BACK or (ours is None and self._seen):
             raise Failed("the platform itself is taking it back")
         self._seen = self._seen or ours is not None
         self._broken_looks = self._broken_looks + 1 if ours and ours.state in BROKEN else 0
         if ours and self._broken_looks >= BROKEN_LOOKS:
-            raise Failed(f"it is {ours.state}" + (f": {observed.note}" if observed.note else ""))
+            raise Failed(f"it is {ours.state}" + (f": {seen.note}" if seen.note else ""))
 
     def _take_back(self, before: Observed | None, error: Exception) -> Exit:
         self._tell.say(f"{self._version} failed: {error}")
@@ -228,18 +230,17 @@ class Rollout:
         self.stage = f"{self._version} failed and is being taken back"
         old = before.primary if before else None
         if before is None or old is None or old.name == self._version:
-            self._tell.say(
-                "there is no version before it to go back to, so it was left as it is. To end it: python scripts/rollout.py terminate --yes"
-            )
+            self._tell.say("there is no version before it to go back to that is known here, so it was left as it is.")
+            self._tell.say(f"If one served before: {BY_DEPLOYING}. To end it: {self._command_line('terminate --yes')}")
             return Exit.STUCK
         as_before = {"RUNNING"} | ({before.state} & BROKEN)
         try:
             self._repeat(lambda: self._undo(old))
             end = self._wait(
-                lambda seen: seen.state in as_before and seen.canary is None and seen.version(old.name) is not None, lambda seen: None
+                lambda seen: seen.state in as_before and seen.canary is None and seen.version(old.name) is not None, _raise_if_terminated
             )
         except (Failed, Refused, Unreachable) as trouble:
-            self._tell.say(f"{self._version} could not be taken back: {trouble}. Look: python scripts/rollout.py status")
+            self._tell.say(f"{self._version} could not be taken back: {trouble}. Look: {self._command_line('status')}")
             return Exit.STUCK
         if end.state != "RUNNING":
             self._tell.say(f"taken back: {old.name} is what it was, {end.state}. The reason: {error}")
@@ -267,3 +268,9 @@ class Rollout:
                 self._tell.quote(self._target.logs(observed, self._version))
         except (Refused, Unreachable) as error:
             self._tell.say(f"no logs: {error}")
+
+
+def _raise_if_terminated(observed: Observed | None) -> Observed:
+    if observed is None:
+        raise Failed("the service was terminated meanwhile")
+    return observed

@@ -68,6 +68,8 @@ def read(path: Path, version: str, overrides: Mapping[str, str] | None = None, *
     application = fields["applications"][0]
     args = (application.get("args") or {}) | dict(overrides or {}) | {"version": version}
     settings = _settings(path, args)
+    if settings.model == "auto":
+        raise Refused("model must be named (tiny, sd2, an id on the hub, a folder): auto would leave it to each machine")
     known = settings.model_dump(mode="json") | {"tokens": args.get("tokens")}  # dumped, they would be stars
     fields |= {"version_name": version, "applications": [application | {"args": {name: known[name] for name in args}}]}
     if settings.model == "tiny":
@@ -105,7 +107,10 @@ def _settings(path: Path, args: Mapping[str, Any]) -> Settings:
         return Settings.model_validate(args)
     except ValidationError as error:
         said = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']} (got {item['input']!r})" for item in error.errors()
+            f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']} (got {item['input']!r})"
+            if item["type"] != "extra_forbidden"  # it may be a secret whose name was misspelt
+            else f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
+            for item in error.errors()
         )
         raise Refused(f"the args in {path} are no settings of the application: {said}") from error
 
@@ -135,7 +140,7 @@ def _check(path: Path, fields: dict[str, Any]) -> None:
 
 
 def _hub_id(model: str) -> str | None:
-    if model in ("tiny", "auto") or Path(model).is_dir():
+    if model == "tiny" or Path(model).is_dir() or Path(model).is_absolute():  # a folder that only the cluster has
         return None
     from app.engine.checkpoint import SHORT_NAMES  # loads torch
 

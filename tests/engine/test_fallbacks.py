@@ -18,6 +18,7 @@ from tests.engine.together import (
     alone,
     assert_right,
     break_calls,
+    made_until,
     most_shared,
     pixels,
     request,
@@ -113,6 +114,17 @@ class TestAlone:
         assert [record.message for record in caplog.records if "one at a time" in record.message] == [
             "calls of Liar change when they are joined, so they run one at a time"
         ]
+
+    def test_a_decoder_that_draws_noise(self, loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+        decode, rows = loaded.pipe.vae.decode, list[int]()
+
+        def noisy(z: torch.Tensor, *args: Any, generator: torch.Generator, **kwargs: Any) -> Any:  # noqa: ANN401
+            rows.append(len(z))
+            return decode(z + torch.randn(z.shape, generator=generator), *args, **kwargs)
+
+        monkeypatch.setattr(loaded.pipe.vae, "decode", noisy)
+        for one in made_until(start(loaded), lambda: max(rows) > 1):
+            assert_right(loaded, one)
 
     def test_a_module_that_breaks_on_joined_calls(self, loaded: Checkpoint, start: Engines, batches: list[Batch]) -> None:
         honest = type(loaded.pipe.unet).forward

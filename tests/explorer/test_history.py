@@ -1,11 +1,14 @@
 """The gallery saved as PNG files, and loaded from them."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from app import png
 from app.engine.engine import ImageEngine
 from app.explorer import PromptExplorer
 from app.schemas import ImageRequest
@@ -49,6 +52,18 @@ def test_files_that_were_not_made_here_are_counted_and_left_out(filled: PromptEx
     (folder / "broken.png").write_bytes(engine.generate(ImageRequest(prompt="a star", num_inference_steps=1)).png[:500])
     filled.history.load()
     assert filled.history.said == "2 pictures loaded; 2 more could not be read, or were not made here"
+
+
+def test_a_picture_of_a_newer_service_is_loaded_without_the_facts_that_are_unknown_here(filled: PromptExplorer) -> None:
+    folder = Path(filled.history.folder.value)
+    path = min(folder.glob("*.png"))
+    image = Image.open(path)
+    facts = json.loads(image.info[png.FACTS_CHUNK])
+    chunks = PngInfo()
+    chunks.add_itxt(png.FACTS_CHUNK, json.dumps(facts | {"more": 1, "request": facts["request"] | {"mood": "calm"}}))
+    image.save(folder / "newer.png", pnginfo=chunks)
+    filled.history.load()
+    assert filled.history.said == "3 pictures loaded"
 
 
 def test_a_folder_that_is_not_there_or_cannot_be_made_is_said(panel: PromptExplorer, tmp_path: Path) -> None:

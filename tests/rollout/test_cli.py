@@ -82,7 +82,8 @@ def test_without_a_command_it_deploys(checkout: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
-        (["--set", "modle=tiny"], Exit.REFUSED, "modle: Extra inputs are not permitted (got 'tiny')"),
+        (["--set", "modle=tiny"], Exit.REFUSED, "modle: Extra inputs are not permitted"),
+        (["--set", "model=auto"], Exit.REFUSED, "model must be named"),
         (["--set", "max_replicas=many"], Exit.REFUSED, "max_replicas"),
         (["--set", "tiny"], Exit.REFUSED, "--set takes FIELD=VALUE, got 'tiny'"),
         (["--canary", "50,10"], Exit.REFUSED, "each higher than the one before, got '50,10'"),

@@ -1,0 +1,92 @@
+"""What a person is told to type next is about the service that they rolled out, and no other."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts.release import cli
+from scripts.release.cli import main
+from scripts.release.options import DASHBOARD, SERVED, SERVICE_FILE, Kind, command_line
+from scripts.release.outcome import Exit
+from tests.rollout.conftest import Rollout
+from tests.rollout.stand_in import Call, StandIn
+
+COMMIT = "a" * 40
+
+
+@pytest.mark.parametrize(
+    ("file", "target", "address", "url", "typed"),
+    [
+        (SERVICE_FILE, Kind.ANYSCALE, DASHBOARD, SERVED, "terminate --yes"),
+        (SERVICE_FILE, Kind.RAY, DASHBOARD, SERVED, "terminate --yes --target ray"),
+        (Path("my services/one.yaml"), Kind.ANYSCALE, DASHBOARD, SERVED, "terminate --yes --file 'my services/one.yaml'"),
+        (
+            SERVICE_FILE,
+            Kind.RAY,
+            "http://10.0.0.1:8265",
+            "http://10.0.0.1:8000",
+            "terminate --yes --target ray --address http://10.0.0.1:8265 --url http://10.0.0.1:8000",
+        ),
+    ],
+)
+def test_a_command_has_the_options_that_lead_to_the_same_service(file: Path, target: Kind, address: str, url: str, typed: str) -> None:
+    assert command_line("terminate --yes", file, target, address, url) == f"python scripts/rollout.py {typed}"
+
+
+def test_how_to_end_a_first_version_that_failed_names_its_file(
+    rollout: Rollout, stand_in: StandIn, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in.platform.becomes = "UNHEALTHY"
+    assert rollout("--version", "first") == Exit.STUCK
+    assert f"To end it: python scripts/rollout.py terminate --yes --file {checkout / 'service.yaml'}" in capsys.readouterr().err
+
+
+def test_a_service_that_is_terminated_while_it_is_taken_back_is_not_waited_for(
+    rollout: Rollout, running_old: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def terminate(call: Call) -> None:
+        if running_old.platform.state == "ROLLING_BACK":
+            running_old.platform.terminate()
+
+    running_old.served.failing["new"] = 500
+    running_old.before_call = terminate
+    assert rollout("--version", "new", "--canary", "50", "--timeout-s", "200") == Exit.STUCK
+    assert "new could not be taken back: the service was terminated meanwhile" in capsys.readouterr().err
+
+
+def test_a_misspelt_field_is_told_without_its_value_which_may_be_a_secret(
+    stand_in: StandIn, checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--file", str(checkout / "service.yaml"), "--set", "token=hidden"]) == Exit.REFUSED
+    said = capsys.readouterr().err
+    assert "token: Extra inputs are not permitted" in said
+    assert "hidden" not in said
+    assert stand_in.calls == []
+
+
+def test_a_checkout_that_git_does_not_read_is_not_taken_for_none(
+    checkout: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert main(["plan", "--file", str(checkout / "service.yaml"), "--version", "mine"]) == Exit.REFUSED
+    assert "dubious ownership" in capsys.readouterr().err
+
+
+def test_a_manifest_for_kuberay_names_the_commit_of_the_model(
+    checkout: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "commit_on_the_hub", lambda repository, revision: COMMIT)
+    command = ["--target", "kuberay", "--file", str(checkout / "service.yaml"), "--set", "model=owner/name", "--version", "mine"]
+    assert main(command) == 0
+    served = yaml.safe_load(yaml.safe_load(capsys.readouterr().out)["spec"]["serveConfigV2"])
+    assert served["applications"][0]["args"]["revision"] == COMMIT
+
+
+@pytest.mark.usefixtures("running_old")
+def test_a_plan_counts_the_commit_of_the_same_branch_as_no_change(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["plan", "--file", str(checkout / "service.yaml"), "--set", "model=owner/name", "--set", "revision=main"]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("change")]
+    assert told, "the stand-in knows other nodes"
+    assert not any("revision" in line for line in told)
