@@ -41,9 +41,9 @@ TRIAL = ImageRequest(prompt="trial", num_inference_steps=2, seed=0, width=64, he
 class ImageEngine:
     """An `ImageSource` on a loaded checkpoint, safe to call from many threads.
 
-    Up to `max_batch_size` requests run at once and share the denoiser's calls, whatever their prompts, seeds, steps, guidance, schedulers
-    and sizes; the others wait in the order they came. It computes with `cpu_threads`, all if not given. `on_batch` is told of every call
-    of the denoiser.
+    Up to `max_batch_size` requests run at once; those of one size share the denoiser's calls, whatever their prompts, seeds, steps,
+    guidance and schedulers, and the sizes take turns. The others wait in the order they came. It computes with `cpu_threads`, all if not
+    given. `on_batch` is told of every call of the denoiser.
     """
 
     def __init__(

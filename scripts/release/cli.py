@@ -197,18 +197,20 @@ def _service(file: Path, sets: Sequence[str] | None, version: str | None, *, qui
 
 
 def _tell_plan(root: Path, service: Service, target: Kind, steps: tuple[int, ...], image: str, working_dir: str | None) -> None:
+    if steps and target is not Kind.ANYSCALE:
+        raise Refused("--canary divides traffic, which only Anyscale does; leave it out")
     if target is Kind.KUBERAY:
         manifest = serve_config.ray_service(service, image or f"{service.name}:{service.version}", working_dir)
         typer.echo(serve_config.as_text(manifest), nl=False)
         return
     with staged(root) as folder:
-        typer.echo(plan.plan(service, members(folder, service.excludes), steps))
+        typer.echo(plan.plan(service, members(folder, service.excludes), steps, on_anyscale=target is Kind.ANYSCALE))
 
 
 def _to_go_back_to(name: str, observed: Observed | None) -> str:
     """Raises `Refused` if there is nothing to stop."""
     if observed is None or observed.primary is None:
-        raise Refused(f"there is no version of {name} to go back to")
+        raise Refused(f"no version of {name} is known here to go back to; {BY_DEPLOYING}")
     if observed.canary is None and observed.state != GOING_BACK:
         raise Refused(f"no rollout of {name} is going on ({observed}); to go back to an earlier commit, check it out and deploy it")
     return observed.primary.name

@@ -13,7 +13,7 @@ COMPARED = ("applications", "http_options", "logging_config", "compute_config", 
 NOT_COMPARED = frozenset({"runtime_env", "version", "tokens"})
 
 
-def plan(service: Service, members: Sequence[Member], steps: Sequence[int]) -> str:
+def plan(service: Service, members: Sequence[Member], steps: Sequence[int], *, on_anyscale: bool = True) -> str:
     settings = service.settings
     revision = f" at {settings.revision}" if settings.revision else ""
     lines = [
@@ -22,9 +22,8 @@ def plan(service: Service, members: Sequence[Member], steps: Sequence[int]) -> s
         f"replicas  {settings.min_replicas} to {settings.max_replicas or 'as many as the device suggests'}; {_nodes(service)}",
         f"image     {_image(service)}",
         f"upload    {len(members)} files, {sum(member.size for member in members) / 1024:.0f} kB: {_folders(members)}",
-        f"traffic   {_traffic(steps)}",
-        "access    "
-        + ("callers need the service's token" if service.fields.get("query_auth_token_enabled", True) else "open to everybody"),
+        f"traffic   {_traffic(steps) if on_anyscale else 'replicas are replaced one after the other, checked at the end'}",
+        f"access    {_access(service, on_anyscale=on_anyscale)}",
     ]
     return "\n".join(lines)
 
@@ -67,6 +66,13 @@ def _differences(path: str, old: object, new: object) -> Iterator[str]:
 def _is_pinned(path: str, old: object, new: object) -> bool:
     """A deploy replaces what a revision is called by the commit that it is."""
     return path.endswith(".revision") and COMMIT.fullmatch(str(old)) is not None and COMMIT.fullmatch(str(new)) is None
+
+
+def _access(service: Service, *, on_anyscale: bool) -> str:
+    """A Ray cluster has no tokens but the application's own."""
+    if on_anyscale and service.fields.get("query_auth_token_enabled", True):
+        return "callers need the service's token"
+    return "callers need one of the tokens in args" if service.settings.tokens else "open to everybody"
 
 
 def _nodes(service: Service) -> str:

@@ -49,7 +49,7 @@ class Service:
         revision = self.settings.revision
         if revision and COMMIT.fullmatch(revision):
             return self
-        repository = _hub_id(self.settings.model)
+        repository = _hub_id(self.settings)
         if repository is None:
             return self
         commit = commit_of(repository, revision or "main")
@@ -68,11 +68,9 @@ def read(path: Path, version: str, overrides: Mapping[str, str] | None = None, *
     application = fields["applications"][0]
     args = (application.get("args") or {}) | dict(overrides or {}) | {"version": version}
     settings = _settings(path, args)
-    if settings.model == "auto":
-        raise Refused("model must be named (tiny, sd2, an id on the hub, a folder): auto would leave it to each machine")
     known = settings.model_dump(mode="json") | {"tokens": args.get("tokens")}  # dumped, they would be stars
     fields |= {"version_name": version, "applications": [application | {"args": {name: known[name] for name in args}}]}
-    if settings.model == "tiny":
+    if settings.model in ("tiny", "auto"):
         fields["excludes"] = [pattern for pattern in fields.get("excludes", []) if pattern != BUNDLED]
     if quick:
         fields = _quick(fields, path.parent)
@@ -139,7 +137,10 @@ def _check(path: Path, fields: dict[str, Any]) -> None:
         raise Refused(f"{path}: there is no containerfile {fields['containerfile']}")
 
 
-def _hub_id(model: str) -> str | None:
+def _hub_id(settings: Settings) -> str | None:
+    model = settings.model
+    if model == "auto":
+        model = "tiny" if settings.device == "cpu" else "sd2"  # where it turns out to be tiny, that has no revision to mind
     if model == "tiny" or Path(model).is_dir() or Path(model).is_absolute():  # a folder that only the cluster has
         return None
     from app.engine.checkpoint import SHORT_NAMES  # loads torch

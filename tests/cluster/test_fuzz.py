@@ -5,7 +5,7 @@ from ray import serve
 
 from app.client import ImagineClient
 from scripts import fuzz, serving
-from tests.cluster.test_serving import eventually, serve_tiny
+from tests.cluster.test_serving import eventually, is_quiet, serve_tiny
 
 
 def test_every_answer_is_one_the_document_promises_and_nothing_is_left_running(
@@ -22,12 +22,7 @@ def test_every_answer_is_one_the_document_promises_and_nothing_is_left_running(
         assert "11 selected / 11 total" in told
         assert made > 20
         assert serving.rows_of("fuzzed") > rows, "it refused everything"
-
-        def is_quiet() -> bool:
-            before = serving.rows_of("fuzzed")
-            return all(serving.rows_of("fuzzed") == before for _ in range(20))
-
-        eventually(is_quiet)
+        eventually(lambda: is_quiet("fuzzed"))
         eventually(lambda: serving.tasks_of("fuzzed") <= tasks)
     finally:
         serve.delete("fuzzed")

@@ -54,14 +54,17 @@ def test_n_pictures_have_consecutive_seeds_and_each_can_be_had_alone(spoken: ope
         assert facts.request.seed == seed
 
 
-def test_other_formats_are_encoded_as_asked(spoken: openai.OpenAI) -> None:
-    def size_of(compression: int) -> int:
+def test_other_formats_are_encoded_as_asked(spoken: openai.OpenAI, client: ImagineClient) -> None:
+    expected = pixels(client.generate(ImageRequest(prompt="a star", num_inference_steps=2, seed=7)).image)
+
+    def off_by(compression: int) -> float:
         answer = spoken.images.generate(output_format="webp", output_compression=compression, **SHORT)
         assert answer.data is not None
-        assert opened(answer.data[0].b64_json).format == "WEBP"
-        return len(answer.data[0].b64_json or "")
+        made = opened(answer.data[0].b64_json)
+        assert made.format == "WEBP"
+        return float(np.abs(pixels(made) - expected).mean())
 
-    assert size_of(5) < size_of(100)
+    assert off_by(100) < off_by(5) < 40, "the same picture, more or less well"
 
 
 def test_a_url_is_where_the_picture_is(spoken: openai.OpenAI, client: ImagineClient) -> None:

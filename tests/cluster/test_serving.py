@@ -17,6 +17,7 @@ from app import entrypoint
 from app.client import ImagineClient
 from app.schemas import GenerationCancelled, ImageRequest, Progress
 from app.settings import Settings
+from scripts import serving
 from tests.engine.together import pixels
 
 ROWS_OF_A_STEP = 2  # with guidance
@@ -27,6 +28,12 @@ def eventually(holds: Callable[[], bool], within_s: float = 60.0) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it did not come about in time"
         time.sleep(0.05)
+
+
+def is_quiet(name: str = "imagine") -> bool:
+    """Whether nothing is computed."""
+    before = serving.rows_of(name)
+    return all(serving.rows_of(name) == before for _ in range(20))
 
 
 def serve_tiny(name: str, **settings: object) -> None:
@@ -57,7 +64,9 @@ def test_requests_at_once_run_at_once_and_get_the_pictures_they_would_have_had_a
 def test_a_replica_that_makes_pictures_still_answers_other_calls(client: ImagineClient) -> None:
     model = serve.get_deployment_handle("TextToImage", "imagine")
     long = ImageRequest(prompt="a star", num_inference_steps=150, width=256, height=256).resolved(client.capabilities)
+    before = serving.rows_of()
     pictures = [model.generate.remote([long.model_copy(update={"seed": seed})]) for seed in range(3)]
+    eventually(lambda: serving.rows_of() > before)
     told, rate = model.introduction.remote().result(timeout_s=10)
     assert told == client.capabilities
     assert rate > 0
@@ -81,8 +90,11 @@ def test_progress_and_cancel_reach_across_processes(client: ImagineClient) -> No
         if progress.step == 3:
             cancel.set()
 
+    rows = serving.rows_of()
     with pytest.raises(GenerationCancelled):
         client.generate(ImageRequest(prompt="a star", num_inference_steps=150), cancel_at_the_third, cancel, previews=True)
+    eventually(is_quiet)
+    assert serving.rows_of() - rows < 150 * ROWS_OF_A_STEP
     assert [(progress.step, progress.total) for progress in told[:3]] == [(1, 150), (2, 150), (3, 150)]
     assert Image.open(BytesIO(told[0].preview or b"")).size == (16, 16)
     assert len(told) < 150

@@ -13,7 +13,7 @@ from ray import serve
 from app.client import AccessDenied, ImagineClient
 from app.schemas import ErrorAnswer, GeneratedImage, ImageRequest, Progress, Queued
 from tests.cluster.test_serving import ROWS_OF_A_STEP, eventually, serve_tiny
-from tests.cluster.test_worst_day import LARGE, LONG, connected, get, metric_lines, post
+from tests.cluster.test_worst_day import LARGE, LONG, connected, get, metric, metric_lines, post
 
 TOKENS = ("a-token-of-a-good-length", "another-one-for-rotation")
 TOKEN = f"Authorization: Bearer {TOKENS[0]}\r\n"
@@ -49,7 +49,7 @@ def test_until_the_model_has_made_a_picture_the_app_is_alive_but_not_ready(
 ) -> None:
     said = {what: (answer.status_code, answer.json()["error"]) for what, answer in while_loading.items()}
     assert said == {"ready": (503, "not_ready"), "picture": (503, "not_ready")}
-    assert "Retry-After" in while_loading["picture"].headers
+    assert while_loading["picture"].headers["Retry-After"] == "2"
     assert with_token(narrow, prompt="a star", num_inference_steps=1).ok
 
 
@@ -149,8 +149,11 @@ def test_prompts_are_in_no_log_and_no_metric(narrow: ImagineClient, client: Imag
     made = client.generate(ImageRequest(prompt=too_long, num_inference_steps=1, seed=1))
     requests.post(f"{client.base_url}/replay", made.png, headers={"Content-Type": "image/png"}, timeout=60)
     picture = {"image": made.png}
-    requests.post(f"{client.base_url}/v1/images/edits", {"prompt": too_long, "num_inference_steps": "1"}, files=picture, timeout=60)
-    eventually(lambda: bool(logs_with("/v1/images/edits", session_folder)))
+    counted = ("requests_total", 'route="/v1/images/edits"', 'outcome="ok"')
+    before = metric(*counted)
+    fields = {"prompt": too_long, "num_inference_steps": "2"}
+    assert requests.post(f"{client.base_url}/v1/images/edits", fields, files=picture, timeout=60).ok
+    eventually(lambda: metric(*counted) > before)  # by then logs and metrics are written
     assert logs_with(SECRET.split()[0], session_folder) == []
     assert metric_lines(SECRET.split()[0]) == []
     assert metric_lines("ray_imagine_requests_total"), "there are metrics"

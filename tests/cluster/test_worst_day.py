@@ -148,10 +148,10 @@ def metric_lines(word: str) -> list[str]:
     return [line for line in page.splitlines() if word in line]
 
 
-def metric(name: str, *tags: str) -> float:
+def metric(name: str, *tags: str, application: str = "imagine") -> float:
     """The sum of what it shows of the app, with these tags."""
     lines = [line for line in metric_lines(f"ray_imagine_{name}{{") if not line.startswith("#")]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(tag in line for tag in ('application="imagine"', *tags)))
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(tag in line for tag in (f'application="{application}"', *tags)))
 
 
 def replica_processes(application: str = "imagine") -> set[int]:
@@ -262,21 +262,3 @@ def test_who_finds_no_room_even_before_the_door_is_told_when_to_come_back(
         eventually(lambda: answer() == (200, ""))
     finally:
         serve.delete("crowded")
-
-
-def test_everything_is_counted(client: ImagineClient) -> None:
-    short = {"prompt": "a star", "num_inference_steps": "1", "seed": "1"}
-    requests.get(f"{client.base_url}/imagine", short, timeout=60)
-    requests.get(f"{client.base_url}/imagine", LONG | LARGE, headers={"X-Request-Timeout-Seconds": "1"}, timeout=60)
-    requests.get(f"{client.base_url}/imagine", short | {"seed": "x"}, timeout=60)
-    with connected(client, get("/imagine/stream", **LONG)) as reader:
-        reader.recv(1)
-    with connected(client, get("/imagine", **LONG)), connected(client, get("/imagine", **LONG)):
-        eventually(lambda: metric("coalesced_total") > 0)
-    eventually(lambda: metric("requests_total", 'route="/imagine"', 'outcome="ok"') > 0)
-    eventually(lambda: metric("requests_total", 'route="/imagine"', 'outcome="refused"', 'reason="invalid_request"') > 0)
-    eventually(lambda: metric("requests_total", 'route="/imagine"', 'outcome="busy"', 'reason="deadline_too_short"') > 0)
-    eventually(lambda: metric("refusals_total", 'reason="deadline_too_short"') > 0)
-    eventually(lambda: metric("cancellations_total", 'route="/imagine/stream"') > 0)
-    eventually(lambda: metric("phase_seconds_count", 'phase="denoise"') > 0)
-    eventually(lambda: metric("denoiser_rows_total") > 0 and metric("batch_size_count") > 0)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from app.engine import batching
+from app.engine import engine as engine_module
 from app.engine.checkpoint import Checkpoint
 from app.engine.device import Batch
 from app.schemas import DeadlinePassed, EngineStopped, GeneratedImage, GenerationCancelled, Progress
@@ -103,16 +105,23 @@ class TestCancelling:
         assert sum(batch.rows for batch in batches) == (step + 5 + 5) * 2
         assert step == 1 or most_shared(batches) >= 2
 
-    def test_a_deadline_that_passes_in_the_loop(self, loaded: Checkpoint, start: Engines, batches: list[Batch]) -> None:
-        engine, told = start(loaded), list[Progress]()
+    def test_a_deadline_that_passes_in_the_loop(
+        self, loaded: Checkpoint, start: Engines, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine, told, late = start(loaded), list[Progress](), threading.Event()
+        monkeypatch.setattr(engine_module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 900 * late.is_set()))
 
-        def hold_until_it_has_passed(progress: Progress) -> None:
+        def let_it_pass(progress: Progress) -> None:
             told.append(progress)
             if progress.step == 2:
-                threading.Event().wait(2)
+                late.set()
+                deadline = time.monotonic() + DEADLINE_S
+                while engine._batcher._tasks:
+                    assert time.monotonic() < deadline, "its place was never free"
+                    time.sleep(0.001)
 
-        with pytest.raises(DeadlinePassed, match="not ready after 2 s"):
-            engine.generate(request(0), hold_until_it_has_passed, timeout_s=2)
+        with pytest.raises(DeadlinePassed, match="not ready after 600 s"):
+            engine.generate(request(0), let_it_pass, timeout_s=600)
         assert told[-1].step == 2
         assert sum(batch.rows for batch in batches) == 2 * 2
 

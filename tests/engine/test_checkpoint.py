@@ -45,6 +45,19 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence_that_names_the_bundled_mod
     assert "\n" not in str(unavailable.value)
 
 
+def test_a_revision_is_what_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, asked = StableDiffusionPipeline.from_pretrained(TINY), list[str]()
+
+    def from_the_hub(location: str, *, revision: str, **options: object) -> StableDiffusionPipeline:
+        asked.append(revision)
+        return pipe
+
+    monkeypatch.setattr(AutoPipelineForText2Image, "from_pretrained", from_the_hub)
+    commit = "a" * 40
+    assert checkpoint.load("owner/name", revision=commit).revision == commit
+    assert asked == [commit]
+
+
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointUnavailable, match=str(tmp_path)):
         checkpoint.load(str(tmp_path))

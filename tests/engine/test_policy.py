@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from app.engine.policy import PICKS_UNTIL_MORE, FairShare
+from app.engine.policy import MOST_KINDS, PICKS_UNTIL_MORE, FairShare
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,15 @@ def test_a_limit_for_want_of_memory_is_tried_again_now_and_then_and_any_other_st
         if sizes[-1] == 4 and sizes.count(4) == 1:  # it does not fit yet
             policy.lower_limit("full", 2, for_good=False)
     assert [size for size, _ in itertools.groupby(sizes)] == [2, 4, 2, 4]
+
+
+def test_of_more_kinds_than_are_remembered_those_that_cannot_be_joined_still_are() -> None:
+    policy = FairShare(8)
+    policy.lower_limit("wrong", 1)
+    for number in range(2 * MOST_KINDS):
+        policy.took(number, 1.0)
+    assert len(policy.pick({"wrong": waiting("a", "b")})) == 1
+    assert len(policy._kinds) <= MOST_KINDS + 1
 
 
 class Device:

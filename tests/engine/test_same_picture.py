@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from app.engine import checkpoint
-from app.engine.checkpoint import Checkpoint
+from app.engine.checkpoint import Checkpoint, capabilities_of
 from app.engine.device import Batch
 from app.engine.engine import ImageEngine
 from app.schemas import ImageRequest, Progress
@@ -72,9 +72,14 @@ def test_without_lanes(family: str) -> None:
     check(small(family), [request(number, width=64 if number < 4 else 96) for number in range(6)], shared=4, lanes=False)
 
 
+def test_every_noise_scheduler_that_is_offered() -> None:
+    for scheduler in capabilities_of(small("sd1"), None, "test").schedulers:
+        check(small("sd1"), [request(number, scheduler=scheduler) for number in range(2)], shared=2)
+
+
 @pytest.mark.parametrize("scheduler", ["DPMSolverMultistepScheduler", "HeunDiscreteScheduler", "EulerDiscreteScheduler"])
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_every_noise_scheduler(family: str, scheduler: str) -> None:
+def test_mixed_steps_with_a_noise_scheduler(family: str, scheduler: str) -> None:
     check(small(family), [request(number, scheduler=scheduler) for number in range(3)], shared=3)
 
 

@@ -52,7 +52,8 @@ def seen(loaded: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Computed:
 def test_steps_are_computed_with_all_cpu_threads_and_the_caller_keeps_its_own(loaded: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
     break_calls(monkeypatch, loaded, lambda sample: threads.append(torch.get_num_threads()))
-    engine, before = ImageEngine(loaded, cpu_threads=3), torch.get_num_threads()
+    before = torch.get_num_threads()
+    engine = ImageEngine(loaded, cpu_threads=3)
     try:
         engine.generate(request(0))
     finally:

@@ -1,6 +1,5 @@
 """What a person typed or has is not lost: seeds, pictures, and those that a busy source had no room for yet."""
 
-import contextlib
 import threading
 import time
 
@@ -171,17 +170,32 @@ def test_a_home_that_nobody_has_is_said(panel: PromptExplorer, act: str) -> None
     assert "home" in panel.history.said
 
 
+class NotingWhoWaits:
+    """A lock; `tried` is set once somebody finds it taken."""
+
+    def __init__(self) -> None:
+        self._lock, self.tried = threading.RLock(), threading.Event()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.tried.set()
+            self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+
 def test_enter_and_a_click_at_the_same_moment_start_it_once(
     panel: PromptExplorer, source: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin, both = panel.gallery.begin, threading.Barrier(2)
+    begin, lock = panel.gallery.begin, NotingWhoWaits()
 
-    def met(requests: list[ImageRequest]) -> list[Tile]:
-        with contextlib.suppress(threading.BrokenBarrierError):
-            both.wait(0.5)
+    def once_the_other_is_there(requests: list[ImageRequest]) -> list[Tile]:
+        assert lock.tried.wait(PATIENCE_S)
         return begin(requests)
 
-    monkeypatch.setattr(panel.gallery, "begin", met)
+    monkeypatch.setattr(panel, "_starting", lock)
+    monkeypatch.setattr(panel.gallery, "begin", once_the_other_is_there)
     enter = threading.Thread(target=panel.generate)
     enter.start()
     panel.generate()

@@ -76,24 +76,31 @@ def test_an_app_that_cannot_start_fails_the_notebook_with_its_own_log(notebook: 
 
 
 def test_the_parameter_that_the_tour_adds_works_end_to_end(notebook: nbformat.NotebookNode, tmp_path: Path) -> None:
-    """Its one line goes into a copy of the app, where the query takes it and it changes the picture and is in its facts."""
+    """Its line goes into a copy of the app, where query and JSON take it, its rule holds, and the picture and its facts have it."""
     cell = next(cell.source for cell in notebook.cells if "a parameter, end to end" in cell.source)
     (line,) = re.findall(r"```python\n(    \w+: Annotated.*\n)```", cell)
-    shutil.copytree(REPOSITORY / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("app", "tests"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     schemas = tmp_path / "app" / "schemas.py"
     before = schemas.read_text()
     assert before.count(SCHEDULER_LINE) == 1
     schemas.write_text(before.replace(SCHEDULER_LINE, SCHEDULER_LINE + line))
     script = """
+import requests
 from app import png
 from app.engine import checkpoint
 from app.engine.engine import ImageEngine
-from app.routes.imagine import ImagineQuery
+from tests.test_client import EngineBackend, serving
 
+asked = {"prompt": "a star", "seed": 1, "num_inference_steps": 2}
 engine = ImageEngine(checkpoint.load("tiny"))
-plain, other = (engine.generate(ImagineQuery(prompt="a star", seed=1, num_inference_steps=2, guidance_rescale=rescale).to_request())
-                for rescale in (0.0, 0.7))
-assert png.decode(other.png)[1].request.guidance_rescale == 0.7
-assert plain.image.tobytes() != other.image.tobytes()
+with serving(EngineBackend(engine)) as url:
+    plain, other = (requests.get(f"{url}/imagine", asked | {"guidance_rescale": rescale}).content for rescale in (0.0, 0.7))
+    assert requests.post(f"{url}/imagine", json=asked | {"guidance_rescale": 0.7}).content == other
+    refused = requests.get(f"{url}/imagine", asked | {"guidance_rescale": 2})
+assert (refused.status_code, refused.json()["details"][0]["field"]) == (422, "guidance_rescale")
+assert png.decode(other)[1].request.guidance_rescale == 0.7
+assert png.decode(plain)[0].tobytes() != png.decode(other)[0].tobytes()
+engine.close()
 """
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)

@@ -1,5 +1,9 @@
 """What a person is told to type next is about the service that they rolled out, and no other."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +13,11 @@ from scripts.release import cli
 from scripts.release.cli import main
 from scripts.release.options import DASHBOARD, SERVED, SERVICE_FILE, Kind, command_line
 from scripts.release.outcome import Exit
-from tests.rollout.conftest import Rollout
-from tests.rollout.stand_in import Call, StandIn
+from tests.conftest import REPOSITORY
+from tests.rollout.conftest import PINNED, Rollout
+from tests.rollout.stand_in import CLI_TOKEN, Call, StandIn
 
+ROLLOUT = REPOSITORY / "scripts" / "rollout.py"
 COMMIT = "a" * 40
 
 
@@ -90,3 +96,49 @@ def test_a_plan_counts_the_commit_of_the_same_branch_as_no_change(checkout: Path
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("change")]
     assert told, "the stand-in knows other nodes"
     assert not any("revision" in line for line in told)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_the_service_as_it_is_and_says_how_to_go_on(
+    running_old: StandIn, rollout: Rollout, checkout: Path, sent: signal.Signals
+) -> None:
+    """The script itself, as a process."""
+    command = [
+        sys.executable,
+        ROLLOUT,
+        "--file",
+        checkout / "service.yaml",
+        *PINNED,
+        "--version",
+        "new",
+        "--canary",
+        "30",
+        "--poll-s",
+        "0.1",
+    ]
+    environment = os.environ | {"ANYSCALE_HOST": running_old.url, "ANYSCALE_CLI_TOKEN": CLI_TOKEN}
+    running_old.served.not_ready["new"] = 10**6  # the check of the canary would wait and wait
+    running_old.platform.becomes = ""
+    process = subprocess.Popen(
+        [str(part) for part in command], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+
+    def interrupt(call: Call) -> None:
+        if running_old.platform.canary is not None and call.path == "/api/v2/services-v2/" and process.poll() is None:
+            process.send_signal(sent)
+
+    running_old.before_call = interrupt
+    _, said = process.communicate(timeout=120)
+    running_old.before_call = lambda call: None
+    assert process.returncode == Exit.INTERRUPTED, said
+    assert "interrupted: the rollout of new goes on without this terminal, up to 30 %. Go on: the same command again." in said
+    assert "Traceback" not in said
+    for hint in ("Look: python scripts/rollout.py status", "Go back: python scripts/rollout.py rollback"):
+        assert f"{hint} --file {checkout / 'service.yaml'}" in said
+    assert running_old.changes() == ["apply new 30"], "nothing was taken back"
+
+    running_old.served.not_ready["new"] = 0
+    assert running_old.platform.canary is not None
+    running_old.platform.canary.becomes = "RUNNING"
+    assert rollout("--version", "new", "--canary", "30") == 0
+    assert running_old.changes()[-1] == "apply new 100"

@@ -2,18 +2,17 @@
 
 import asyncio
 import http.client
-import socket
 import time
 from collections.abc import AsyncGenerator, Iterator
 from urllib.parse import urlsplit
 
 import openai
 import pytest
-import requests
 from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
 
 from app.engine.engine import ImageEngine
-from app.routes import imagine
+from app.routes import doors, imagine, stream
 from app.routes.admission import DeadlineTooShort, Line
 from app.routes.backend import Job
 from app.routes.estimate import Rates
@@ -99,30 +98,37 @@ def test_a_deadline_that_passes_in_the_queue_ends_the_wait() -> None:
         asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
-def test_the_time_that_a_body_takes_to_come_counts(engine: ImageEngine) -> None:
-    """Serve's proxy counts it too."""
-    asked: list[Job] = []
+def test_those_who_wait_are_told_again_and_again_and_at_last_that_a_replica_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "SECONDS_BETWEEN_SIGNS_OF_LIFE", 0.01)
+    line = Line(batch=1, rates=Rates(1000), native_work=20, max_queued=9, max_queue_s=9)
+    first = line.enter(20, 1, 60)
 
-    class Noting(EngineBackend):
-        async def run(self, job: Job) -> AsyncGenerator[Queued | Update]:
-            asked.append(job)
-            async for told in super().run(job):
-                yield told
+    async def scenario() -> list[int]:
+        job = Job((ImageRequest(prompt="a star"),), time.monotonic() + 60)
+        told = wait_for_turn(line, line.enter(20, 1, 60), job)
+        while_waiting = [(await anext(told)).position for _ in range(3)]
+        line.leave(first, done=False)
+        return [*while_waiting, *[one.position async for one in told]]
 
-    body = b'{"prompt": "a star", "num_inference_steps": 1}'
-    head = f"POST /imagine HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    with serving(Noting(engine)) as url:
-        host = urlsplit(url)
-        with socket.create_connection((str(host.hostname), host.port or 80), timeout=30) as connection:
-            connection.sendall(f"{head}X-Request-Timeout-Seconds: 20\r\n\r\n".encode())
-            assert requests.get(f"{url}/healthz", timeout=30).ok  # the head is read by then, or soon
-            sent = time.monotonic()
-            while time.monotonic() < sent + 0.2:
-                requests.get(f"{url}/healthz", timeout=30)
-            connection.sendall(body)
-            assert connection.recv(20).startswith(b"HTTP/1.1 200")
-    (job,) = asked
-    assert job.deadline <= sent + 0.1 + 19.5
+    assert asyncio.run(asyncio.wait_for(scenario(), 30)) == [1, 1, 1, 0]
+
+
+def test_the_time_that_a_body_takes_to_come_counts() -> None:
+    """Serve's proxy counts it too. When a request arrived is what its deadline is counted from."""
+    asked, arrived = list[float](), list[float]()
+
+    async def body() -> Message:
+        asked.append(time.monotonic())
+        return {"type": "http.request", "body": b"{}"} if len(asked) == 1 else {"type": "http.disconnect"}
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        arrived.append(scope["state"]["arrived"])
+
+    async def send(message: Message) -> None: ...
+
+    scope = {"type": "http", "method": "POST", "path": "/imagine", "headers": [(b"content-type", b"application/json")]}
+    asyncio.run(doors.Doors(route, "test", (), 1000, 1000)(scope, body, send))
+    assert arrived[0] <= asked[0]
 
 
 def test_a_deadline_that_is_given_twice_is_refused_by_name(engine: ImageEngine) -> None:

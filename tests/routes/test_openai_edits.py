@@ -31,6 +31,13 @@ def picture(form: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (64, 6
     return file.getvalue()
 
 
+def as_png(image: Image.Image) -> bytes:
+    """Its pixels and nothing else."""
+    file = BytesIO()
+    Image.frombytes("RGB", image.size, image.tobytes()).save(file, "PNG")
+    return file.getvalue()
+
+
 def edit(url: str, image: bytes | None = None, more: list[tuple[str, bytes]] | None = None, **fields: object) -> requests.Response:
     files = [("image", picture() if image is None else image), *(more or [])]
     data: dict[str, Any] = {"prompt": "a star", "num_inference_steps": 2, "seed": 1} | fields
@@ -41,8 +48,10 @@ def edit(url: str, image: bytes | None = None, more: list[tuple[str, bytes]] | N
     ("form", "mode"), [("PNG", "RGB"), ("PNG", "L"), ("PNG", "P"), ("PNG", "RGBA"), ("JPEG", "RGB"), ("JPEG", "CMYK"), ("WEBP", "RGB")]
 )
 def test_any_common_picture_can_be_painted_over(url: str, form: str, mode: str) -> None:
-    answer = edit(url, picture(form, mode, colour=(9, 9, 9, 255) if mode == "RGBA" else 128))
+    data = picture(form, mode, colour=(9, 9, 9, 255) if mode == "RGBA" else 128)
+    answer, plain = edit(url, data), edit(url, as_png(Image.open(BytesIO(data)).convert("RGB")))
     assert (answer.status_code, answer.json()["size"]) == (200, "64x64")
+    assert answer.json()["data"] == plain.json()["data"]
 
 
 def test_the_picture_is_brought_to_the_size_asked_for(url: str) -> None:
@@ -76,10 +85,13 @@ def test_a_picture_whose_exif_is_damaged_is_refused(url: str, damage: bytes, for
 
 def test_a_picture_that_a_camera_stored_lying_is_painted_over_upright(url: str) -> None:
     lying, file = Image.new("RGB", (128, 64)), BytesIO()
+    lying.paste("red", (0, 0, 64, 64))
     exif = lying.getexif()
     exif[ORIENTATION] = TURNED
     lying.save(file, "JPEG", exif=exif)
-    assert edit(url, file.getvalue()).json()["size"] == "64x128"
+    made, upright = edit(url, file.getvalue()).json(), Image.open(file).convert("RGB").rotate(-90, expand=True)
+    assert made["size"] == "64x128"
+    assert made["data"] == edit(url, as_png(upright)).json()["data"]
 
 
 def deep_picture() -> bytes:

@@ -7,8 +7,10 @@ import pytest
 
 from app.engine.engine import ImageEngine
 from app.routes import openai_edits, openai_fields
+from app.routes.openai import Partials
 from app.routes.openai_edits import LIST_OF_IMAGES, EditsBody
 from app.routes.openai_fields import GenerationsBody
+from app.schemas import Progress
 
 OWN = 20  # steps of the bundled model, if nobody says how many
 
@@ -21,6 +23,8 @@ OWN = 20  # steps of the bundled model, if nobody says how many
         ({"quality": "low"}, OWN / 2),
         ({"quality": "high"}, 2 * OWN),
         ({"quality": "hd"}, 2 * OWN),
+        ({"quality": "xhigh"}, 2 * OWN),
+        ({"quality": "max"}, 2 * OWN),
         ({"quality": "medium"}, OWN),
         ({"quality": "low", "num_inference_steps": 7}, 7),
     ],
@@ -29,6 +33,22 @@ OWN = 20  # steps of the bundled model, if nobody says how many
 def test_quality_is_a_number_of_steps_and_a_number_that_is_given_wins(engine: ImageEngine, fields: dict[str, Any], steps: float) -> None:
     (asked,) = GenerationsBody(prompt="a star", **fields).to_requests(engine.capabilities)
     assert asked.num_inference_steps == steps
+
+
+def test_a_high_quality_takes_no_more_steps_than_the_service_allows(engine: ImageEngine) -> None:
+    few = engine.capabilities.model_copy(update={"max_num_inference_steps": OWN + 1})
+    (asked,) = GenerationsBody(prompt="a star", quality="high").to_requests(few)
+    assert asked.num_inference_steps == OWN + 1
+
+
+@pytest.mark.parametrize(("number", "steps"), [(0, []), (1, [6]), (3, [3, 6, 9])])
+def test_partial_images_are_evenly_spread(number: int, steps: list[int]) -> None:
+    partials, due = Partials(number), list[int]()
+    for step in range(1, 13):
+        if partials.is_due(Progress(step, 12, b"preview")):
+            partials.shown += 1
+            due.append(step)
+    assert due == steps
 
 
 @pytest.mark.parametrize(

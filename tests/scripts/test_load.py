@@ -4,10 +4,12 @@ import asyncio
 import math
 import random
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from aiohttp import web
 from PIL import Image
@@ -16,6 +18,8 @@ from app.engine.engine import ImageEngine
 from scripts.load import Answer, Way, arrivals, closed_loop, numbered, percentile
 from scripts.serving_results import Result, as_json, from_json, median_of, plot, summary, summed_up, table
 from tests.test_client import EngineBackend, serving
+
+FIRST_COLOUR = (31, 119, 180)  # of Matplotlib's
 
 
 def no_rows() -> int:
@@ -96,6 +100,10 @@ def test_callers_that_leave_are_no_errors(engine: ImageEngine) -> None:
     assert [(answer.status, answer.left) for answer in answers] == [(0, True), (200, False)]
 
 
+def colours(image: Image.Image) -> Counter[tuple[int, ...]]:
+    return Counter(map(tuple, np.asarray(image).reshape(-1, 3).tolist()))
+
+
 def test_answers_are_summed_up_told_and_drawn(tmp_path: Path) -> None:
     answers = [Answer(200, seconds, promised_wait=1.0, waited=2.0) for seconds in (1.0, 2.0, 3.0)]
     answers += [Answer(503, 0.05), Answer(500, 1.0), Answer(0, 1.0), Answer(0, 1.0, left=True)]
@@ -106,7 +114,9 @@ def test_answers_are_summed_up_told_and_drawn(tmp_path: Path) -> None:
     assert "| 8 clients | ours | 0.50 | 2.00 |" in table([result])
     assert "| 8 clients | 0.50 (3.0) |" in summary([result])
     plot([result], tmp_path / "serving.png")
-    assert Image.open(tmp_path / "serving.png").size == (1320, 480)
+    drawn = Image.open(tmp_path / "serving.png").convert("RGB")
+    assert drawn.size == (1320, 480)
+    assert colours(drawn)[FIRST_COLOUR] > 1000, "bars"
 
 
 def test_of_several_rounds_the_medians_count() -> None:

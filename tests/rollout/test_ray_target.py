@@ -1,0 +1,42 @@
+"""What is declared to a Ray cluster, whose set of applications is always declared whole."""
+
+from typing import Any
+
+import pytest
+
+from scripts.release import ray_target
+from scripts.release.ray_target import RayTarget
+from scripts.release.target import Version
+
+OURS, THEIRS = {"name": "imagine", "args": {"version": "new"}}, {"name": "other", "args": {}}
+
+
+class Cluster:
+    """Two applications of it are running."""
+
+    def __init__(self, address: str) -> None:
+        self.declared: list[list[dict[str, Any]]] = []
+
+    def get_serve_details(self) -> dict[str, Any]:
+        running = {"status": "RUNNING", "deployments": {}}
+        return {"applications": {one["name"]: running | {"deployed_app_config": one} for one in (OURS, THEIRS)}}
+
+    def deploy_applications(self, config: dict[str, Any]) -> None:
+        self.declared.append(config["applications"])
+
+
+@pytest.fixture
+def target(monkeypatch: pytest.MonkeyPatch) -> RayTarget:
+    monkeypatch.setattr(ray_target, "ServeSubmissionClient", Cluster)
+    return RayTarget("imagine", "http://127.0.0.1:8265", "http://127.0.0.1:8000")
+
+
+def test_ending_ours_leaves_the_applications_of_others(target: RayTarget) -> None:
+    target.terminate()
+    assert target._cluster.declared == [[THEIRS]]
+
+
+def test_putting_a_version_back_leaves_the_applications_of_others(target: RayTarget) -> None:
+    old = OURS | {"args": {"version": "old"}}
+    target.put_back(Version("old", "RUNNING", None, deployed=old))
+    assert target._cluster.declared == [[THEIRS, old]]
