@@ -1,4 +1,4 @@
-"""Every knob of the application, checked once. Nothing else reads the environment."""
+"""Every knob of the application, checked once. Nothing else reads settings from the environment."""
 
 import os
 from collections.abc import Callable

@@ -39,19 +39,19 @@ def replica_log() -> list[str]:
 
 def start_serve(wanted_port: int = 8000) -> int:
     """Start Ray Serve on loopback, at another port if that one is taken, and tell the port. Where it runs already it stays as it is."""
-    _pass_by_proxies()
+    _bypass_proxies()
     if _get_global_client(raise_if_no_controller_running=False) is None:
         serve.start(http_options={"host": LOOPBACK, "port": free_port(wanted_port)})
     port: int = _get_global_client().http_config.port  # Serve tells it nowhere else
     return port
 
 
-def _pass_by_proxies() -> None:
+def _bypass_proxies() -> None:
     """One that the environment names cannot reach what this machine serves to itself. Commands that are started from here see it too."""
-    for name in ("no_proxy", "NO_PROXY"):
-        hosts = os.environ.get(name, "").split(",")
-        if LOOPBACK not in hosts:
-            os.environ[name] = ",".join(filter(None, [*hosts, LOOPBACK]))
+    hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    if hosts != "*" and LOOPBACK not in hosts.split(","):
+        hosts = ",".join(filter(None, [hosts, LOOPBACK]))
+    os.environ.update({"no_proxy": hosts, "NO_PROXY": hosts})
 
 
 def free_port(wanted: int = 8000) -> int:

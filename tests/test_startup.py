@@ -9,16 +9,20 @@ from requests.utils import get_environ_proxies
 from app import startup
 
 
-def test_what_is_served_here_is_asked_without_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("lower", "upper", "both"), [("example.org", "", "example.org,127.0.0.1"), ("", ".corp", ".corp,127.0.0.1"), ("*", "", "*")]
+)
+def test_what_is_served_here_is_asked_without_the_proxy_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, lower: str, upper: str, both: str
+) -> None:
     monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    monkeypatch.setenv("no_proxy", "example.org")
-    assert get_environ_proxies("http://127.0.0.1:8000")
+    monkeypatch.setenv("no_proxy", lower)
+    monkeypatch.setenv("NO_PROXY", upper)
     for _ in range(2):
-        startup._pass_by_proxies()
+        startup._bypass_proxies()
     assert get_environ_proxies("http://127.0.0.1:8000") == {}
-    assert get_environ_proxies("http://elsewhere.example")
-    assert (os.environ["no_proxy"], os.environ["NO_PROXY"]) == ("example.org,127.0.0.1", "127.0.0.1")
+    assert bool(get_environ_proxies("http://elsewhere.example")) == (lower != "*")
+    assert (os.environ["no_proxy"], os.environ["NO_PROXY"]) == (both, both)
 
 
 def test_the_wanted_port_is_taken_if_it_is_free(free_port: int) -> None:

@@ -58,7 +58,7 @@ def test_the_explorer_knows_nothing_of_torch_ray_or_http() -> None:
 
 
 def test_only_the_settings_read_the_environment() -> None:
-    """And starting Serve, on loopback, tells whatever would ask the environment's proxy for it not to."""
+    """`startup` adds to what the environment excepts from its proxies."""
     readers = {
         room(path) for path in APP if {"environ", "getenv"} & {getattr(node, "attr", "") for node in ast.walk(ast.parse(path.read_text()))}
     }

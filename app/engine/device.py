@@ -1,4 +1,4 @@
-"""Where calls are computed: several as one if that gives everybody what they would have had alone, and apart if it does not, or not fit."""
+"""Where calls are computed: several as one if that gives everybody what they would have had alone, else apart."""
 
 import functools
 import logging
@@ -94,7 +94,8 @@ class Device:
         self._policy.took(kind, computed.seconds, joined=len(calls) if computed.joined else None)
         if as_one is True:
             self._joinable = {*self._joinable, kind} if len(self._joinable) < MOST_KINDS else {kind}
-        elif isinstance(as_one, torch.OutOfMemoryError) or (as_one is not None and kind in self._joinable):
+        elif isinstance(as_one, torch.OutOfMemoryError) or (isinstance(as_one, Exception) and kind in self._joinable):
+            logger.info("%d calls of %s failed as one: %s", len(calls), type(calls[0].shared.module).__name__, as_one)
             self._policy.lower_limit(kind, len(calls) // 2, for_good=False)
         elif as_one is not None:
             self._never_join(calls[0], "change" if as_one is False else f"fail with {as_one!r}")

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest value; half precision rounds differently in every batch size
 HALF_TOLERANCE = 5e-2
 VALUES = (type(None), int, float, str, bytes, Enum, torch.dtype, torch.device)  # equal in two calls, they mean the same
-UNLIKE = "unlike any other"
+UNLIKE = object()  # the kind of what no two calls have in common
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,8 @@ class SharedMethod:
         if isinstance(sample, Tensor) and timestep is not None and not getattr(timestep, "ndim", 0):
             named["timestep"] = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(rows)
         leaves, tree = tree_flatten(named)
-        kinds = [self._kind(leaf, rows) for leaf in leaves]
-        joinable = isinstance(sample, Tensor) and UNLIKE not in kinds
-        return Arguments(leaves, tree, rows, (self, str(tree), *kinds) if joinable else None)
+        kinds = [self._kind(leaf, rows) for leaf in leaves] if isinstance(sample, Tensor) else [UNLIKE]
+        return Arguments(leaves, tree, rows, None if UNLIKE in kinds else (self, str(tree), *kinds))
 
     def _kind(self, leaf: object, rows: int) -> Hashable:
         """What two calls must have in common at this leaf."""

@@ -103,7 +103,7 @@ def deploy(
             raise typer.Exit(rollout.run())
         except KeyboardInterrupt:
             tell.say(f"interrupted: {rollout.stage}. Go on: the same command again. Look: {command_line('status')}")
-            tell.say(f"Go back: {command_line('rollback') if place.takes_canaries else BY_DEPLOYING}")
+            tell.say(f"Go back: {command_line('rollback') if place.takes_canaries else f'once it has ended, {BY_DEPLOYING}'}")
             raise typer.Exit(Exit.INTERRUPTED) from None
 
 
@@ -146,7 +146,15 @@ def rollback(
     if dry_run:
         typer.echo(f"dry run   would go back to {primary}; now: {observed}")
         return
-    rollout = Rollout(place, service, file.parent, tell, check=lambda seen: None, patience=Patience(timeout_s, poll_s))
+    rollout = Rollout(
+        place,
+        service,
+        file.parent,
+        tell,
+        check=lambda seen: None,
+        patience=Patience(timeout_s, poll_s),
+        command_line=partial(options.command_line, file=file, target=target, address=address, url=url),
+    )
     raise typer.Exit(rollout.back_to(primary))
 
 

@@ -38,10 +38,10 @@ CanaryOption = Annotated[
 AddressOption = Annotated[str, typer.Option("--address", help="Of the cluster's dashboard, for --target ray.")]
 UrlOption = Annotated[str, typer.Option("--url", help="Where the cluster serves, for --target ray.")]
 NoUploadOption = Annotated[bool, typer.Option("--no-upload", help="The cluster has the code already, for --target ray.")]
-ImageOption = Annotated[str, typer.Option("--image", help="That the recipe was built into, for --target kuberay. It holds no code.")]
+ImageOption = Annotated[str, typer.Option("--image", help="Built from the containerfile, for --target kuberay.")]
 WorkingDirOption = Annotated[
     str | None,
-    typer.Option("--working-dir", help="URI of a zip of the code, for --target kuberay; without it, an image that holds app/, too."),
+    typer.Option("--working-dir", help="URI of a zip of the code, for --target kuberay; without it, the image must hold app/."),
 ]
 GoldenOption = Annotated[
     bool, typer.Option("--golden/--no-golden", help="The first picture has to be a red thing on yellow; if not, any that is not blank.")

@@ -104,7 +104,7 @@ def _digest(root: Path) -> str:
 
 def _git(root: Path, *command: str) -> str | None:
     """What git says, or None if this is no checkout. Raises `Refused` for one of somebody else's, which git does not read."""
-    done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False)
+    done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
     if "dubious ownership" in done.stderr:
         raise Refused(done.stderr.strip())
     return done.stdout.rstrip("\n") if done.returncode == 0 else None

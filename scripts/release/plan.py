@@ -59,13 +59,9 @@ def _differences(path: str, old: object, new: object) -> Iterator[str]:
     elif isinstance(new, list) and isinstance(old, list) and len(new) == len(old):
         for number, (one, other) in enumerate(zip(old, new, strict=True)):
             yield from _differences(f"{path}[{number}]", one, other)
-    elif old != new and str(old) != str(new) and not _is_pinned(path, old, new):
-        yield f"{path}: {'unset' if old is None else old} -> {new}"
-
-
-def _is_pinned(path: str, old: object, new: object) -> bool:
-    """A deploy replaces what a revision is called by the commit that it is."""
-    return path.endswith(".revision") and COMMIT.fullmatch(str(old)) is not None and COMMIT.fullmatch(str(new)) is None
+    elif old != new and str(old) != str(new):
+        is_pinned_later = path.endswith(".revision") and COMMIT.fullmatch(str(old)) and not COMMIT.fullmatch(str(new))
+        yield f"{path}: {'unset' if old is None else old} -> {'the commit of ' if is_pinned_later else ''}{new}"
 
 
 def _access(service: Service, *, on_anyscale: bool) -> str:

@@ -41,7 +41,7 @@ class Rollout:
         check: Callable[[Observed], None],
         steps: Sequence[int] = (),
         patience: Patience = Patience(),
-        command_line: Callable[[str], str] = "python scripts/rollout.py {}".format,
+        command_line: Callable[[str], str],
     ) -> None:
         self._target, self._service, self._folder, self._tell = target, service, folder, tell
         self._check, self._wanted_steps, self._patience = check, tuple(steps), patience
@@ -107,7 +107,8 @@ class Rollout:
         if before is None or (before.canary is None and before.state != GOING_BACK):
             return before is not None and before.version(self._version) is not None
         if before.canary is None or before.canary.name != self._version or before.state == GOING_BACK:
-            raise Refused(f"another rollout is going on ({before}); wait for its end, or stop it: {self._command_line('rollback')}")
+            stop = f", or stop it: {self._command_line('rollback')}" if self._target.takes_canaries else ""
+            raise Refused(f"another rollout is going on ({before}); wait for its end{stop}")
         self._tell.say(f"taking up the rollout of {self._version} where it is: {before}")
         if not self._wanted_steps:
             self._tell.say("its share of the traffic moves on by itself unless --canary has set it; then say --canary again")

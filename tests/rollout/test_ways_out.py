@@ -90,12 +90,10 @@ def test_a_manifest_for_kuberay_names_the_commit_of_the_model(
 
 
 @pytest.mark.usefixtures("running_old")
-def test_a_plan_counts_the_commit_of_the_same_branch_as_no_change(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_tells_that_a_branch_is_deployed_as_a_commit(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["plan", "--file", str(checkout / "service.yaml"), "--set", "model=owner/name", "--set", "revision=main"]) == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("change")]
-    assert told, "the stand-in knows other nodes"
-    assert not any("revision" in line for line in told)
+    assert f"args.revision: {'0' * 40} -> the commit of main" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
