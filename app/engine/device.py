@@ -45,11 +45,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """What came of calls: for each its output or error, and whether they were `joined`, a call that succeeds alone included."""
+    """What came of calls: for each its output or error, and whether all outputs are of one call of the module."""
 
     parts: list[Any]
     seconds: float
-    joined: bool
+    in_one_call: bool
     as_one: bool | Exception | None = None  # whether it was the same as apart, or the error of trying, if either was seen
 
 
@@ -73,12 +73,12 @@ class Device:
     @torch.inference_mode()
     def compute(self, calls: Sequence[Call]) -> Computed:
         """Run the calls as one. The first time calls of a kind meet they run apart as well, and so they do if that fails: only a call that
-        fails alone fails. Changes nothing here."""
+        fails alone fails. What was learned is only read."""
         start, joinable, as_one = time.monotonic(), calls[0].kind in self._joinable, None
         if joinable and len(calls) > 1:
             as_one = _tried(functools.partial(_joined, calls))
             if isinstance(as_one, list):
-                return Computed(as_one, time.monotonic() - start, joined=True)
+                return Computed(as_one, time.monotonic() - start, in_one_call=True)
             torch.cuda.empty_cache()
         apart = list(map(_tried, (functools.partial(call.shared.alone, *call.args, **call.kwargs) for call in calls)))
         succeeded = not any(isinstance(part, Exception) for part in apart)
@@ -86,12 +86,12 @@ class Device:
             as_one = _tried(lambda: all(map(same_output, _joined(calls), apart)))
         if not succeeded and not isinstance(as_one, torch.OutOfMemoryError):
             as_one = None  # it may have failed as they did
-        return Computed(apart, time.monotonic() - start, joined=succeeded and len(calls) == 1, as_one=as_one)
+        return Computed(apart, time.monotonic() - start, in_one_call=succeeded and len(calls) == 1, as_one=as_one)
 
     def finish(self, calls: list[Call], computed: Computed) -> None:
         """Give each its part, and learn."""
         kind, as_one = calls[0].kind, computed.as_one
-        self._policy.took(kind, computed.seconds, joined=len(calls) if computed.joined else None)
+        self._policy.took(kind, computed.seconds, joined=len(calls) if computed.in_one_call else None)
         if as_one is True:
             self._joinable = {*self._joinable, kind} if len(self._joinable) < MOST_KINDS else {kind}
         elif isinstance(as_one, torch.OutOfMemoryError) or (isinstance(as_one, Exception) and kind in self._joinable):
@@ -114,7 +114,7 @@ class Device:
     def _count(self, calls: Sequence[Call], computed: Computed) -> None:
         if calls[0].shared.is_denoiser:
             done = [call for call, part in zip(calls, computed.parts, strict=True) if not isinstance(part, Exception)]
-            for together in [done] if computed.joined else [[call] for call in done]:
+            for together in [done] if computed.in_one_call else [[call] for call in done]:
                 self._on_batch(Batch(len(together), sum(call.arguments.rows for call in together)))
 
 

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest value; half precision rounds differently in every batch size
 HALF_TOLERANCE = 5e-2
 VALUES = (type(None), int, float, str, bytes, Enum, torch.dtype, torch.device)  # equal in two calls, they mean the same
-UNLIKE = object()  # the kind of what no two calls have in common
+NOT_IN_COMMON = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +55,15 @@ class SharedMethod:
         if isinstance(sample, Tensor) and timestep is not None and not getattr(timestep, "ndim", 0):
             named["timestep"] = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(rows)
         leaves, tree = tree_flatten(named)
-        kinds = [self._kind(leaf, rows) for leaf in leaves] if isinstance(sample, Tensor) else [UNLIKE]
-        return Arguments(leaves, tree, rows, None if UNLIKE in kinds else (self, str(tree), *kinds))
+        kinds = [self._kind(leaf, rows) for leaf in leaves] if isinstance(sample, Tensor) else [NOT_IN_COMMON]
+        return Arguments(leaves, tree, rows, None if NOT_IN_COMMON in kinds else (self, str(tree), *kinds))
 
     def _kind(self, leaf: object, rows: int) -> Hashable:
         """What two calls must have in common at this leaf."""
         if isinstance(leaf, torch.Generator):
             return torch.Generator  # autoencoders take one and leave it alone; one that draws from it changes when it is joined
         if not isinstance(leaf, Tensor):
-            return leaf if isinstance(leaf, VALUES) else UNLIKE  # a cache, say, which each request has for itself
+            return leaf if isinstance(leaf, VALUES) else NOT_IN_COMMON  # a cache, say, which each request has for itself
         if _has_rows(leaf, rows):
             return leaf.dtype, leaf.device, tuple(leaf.shape[1:])
         if leaf not in self._fingerprints:  # once for each tensor object: reading a GPU's values makes it wait

@@ -26,21 +26,27 @@ from tests.engine.together import (
 )
 
 
+def rows_of_calls(monkeypatch: pytest.MonkeyPatch, loaded: Checkpoint, most: int) -> list[int]:
+    """Of the denoiser's calls as they are tried; more than `most` do not fit into memory."""
+    tried: list[int] = []
+
+    def note_and_refuse(sample: torch.Tensor) -> None:
+        tried.append(len(sample))
+        if len(sample) > most:
+            raise torch.OutOfMemoryError
+
+    break_calls(monkeypatch, loaded, note_and_refuse)
+    return tried
+
+
 class TestMemory:
     def test_a_batch_that_does_not_fit_is_split_and_stays_small(
         self, loaded: Checkpoint, start: Engines, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         expected = [alone(loaded, request(number)) for number in range(6)]
-        tried: list[int] = []
-
-        def at_most_six_rows(sample: torch.Tensor) -> None:
-            tried.append(len(sample))
-            if len(sample) > 6:
-                raise torch.OutOfMemoryError
-
-        break_calls(monkeypatch, loaded, at_most_six_rows)
+        tried = rows_of_calls(monkeypatch, loaded, most=6)
         made = together(start(loaded), [request(number) for number in range(6)])
-        assert sum(rows > 6 for rows in tried) <= 2, "once of six requests, once of four"
+        assert sum(rows > 6 for rows in tried) <= 2
         assert max(np.abs(pixels(one.image) - other).max() for one, other in zip(made, expected, strict=True)) <= 1
         assert 2 <= most_shared(batches) <= 3
 
@@ -49,14 +55,7 @@ class TestMemory:
     ) -> None:
         asked = [request(number) for number in range(2)]
         expected = [alone(loaded, one) for one in asked]
-        tried: list[int] = []
-
-        def one_at_a_time(sample: torch.Tensor) -> None:
-            tried.append(len(sample))
-            if len(sample) > 2:
-                raise torch.OutOfMemoryError
-
-        break_calls(monkeypatch, loaded, one_at_a_time)
+        tried = rows_of_calls(monkeypatch, loaded, most=2)
         made = together(start(loaded), asked)
         assert max(np.abs(pixels(one.image) - other).max() for one, other in zip(made, expected, strict=True)) <= 1
         assert tried.count(4) == 1
