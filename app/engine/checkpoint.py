@@ -173,6 +173,12 @@ def why_alone(pipe: DiffusionPipeline) -> str | None:
     return None
 
 
+def has_hooks(pipe: DiffusionPipeline) -> bool:
+    """Whether its denoiser's parts do something around their calls, such as casting their weights, that two threads must not do at once."""
+    denoiser = denoiser_of(pipe)
+    return denoiser is not None and any(hasattr(part, "_diffusers_hook") for part in denoiser.modules())
+
+
 def prompt_reader(pipe: DiffusionPipeline) -> tuple[PreTrainedTokenizerBase, int] | None:
     """The tokenizer that reads the most of a prompt, and how many tokens: CLIP's as many as it knows, others what a call asks of them."""
     parameter = call_parameters(pipe).get("max_sequence_length")

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from app import png
 from app.editing import EditRequest
 from app.engine.batching import Batcher
-from app.engine.checkpoint import Checkpoint, capabilities_of, image_to_image, settled, why_alone
+from app.engine.checkpoint import Checkpoint, capabilities_of, has_hooks, image_to_image, settled, why_alone
 from app.engine.device import Batch
 from app.engine.preview import Preview
 from app.engine.run import ProgressCallback, Run
@@ -64,11 +64,15 @@ class ImageEngine:
         reason = why_alone(pipe)
         if reason is not None:
             logger.warning("%s %s, so its requests run one at a time", type(pipe).__name__, reason)
-        on_cpu = pipe.device.type == "cpu"
-        self._batcher = Batcher(max_batch_size if reason is None else 1, cpu_threads or torch.get_num_threads(), on_batch, apart=on_cpu)
-        self._in_doubt = False  # since the last picture failed
-        self._shared = shared(pipe, self._batcher)
         self._preview = _preview_of(pipe)
+        apart = pipe.device.type == "cpu" and not has_hooks(pipe)
+        self._batcher = Batcher(max_batch_size if reason is None else 1, cpu_threads or torch.get_num_threads(), on_batch, apart=apart)
+        try:
+            self._shared = shared(pipe, self._batcher)
+        except BaseException:
+            self._batcher.close()
+            raise
+        self._in_doubt = False  # since the last picture failed
 
     def generate(
         self,

@@ -135,3 +135,12 @@ def test_a_pipeline_that_keeps_state_between_its_steps_is_refused() -> None:
     loaded.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
     with pytest.raises(ValueError, match="step caches keep state"):
         ImageEngine(loaded)
+
+
+def test_an_engine_that_cannot_be_made_leaves_no_thread(loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AttributeError("no decode")
+
+    monkeypatch.setattr(engine_module, "shared", refuse)
+    with pytest.raises(AttributeError, match="no decode"):
+        start(loaded)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,12 +19,14 @@ from tests.engine.together import (
     DEADLINE_S,
     Engines,
     Held,
+    alone,
     assert_right,
     break_calls,
     lasting_three_steps,
     made_until,
     most_shared,
     one_held_in_the_loop,
+    pixels,
     request,
     together,
 )
@@ -95,6 +98,14 @@ def test_cpu_threads_compute_the_calls_of_several_requests_at_the_same_time(
         assert_right(loaded, made)
     assert threads == {("lane_0", 1), ("lane_1", 1)}
     assert most_shared(batches) == 2, "half of the four"
+
+
+def test_a_module_that_casts_its_weights_at_every_call_is_in_one_thread_at_a_time(loaded: Checkpoint, start: Engines) -> None:
+    asked = [request(number) for number in range(4)]
+    loaded.pipe.unet.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    expected = [alone(loaded, one) for one in asked]
+    made = together(start(loaded, cpu_threads=2), asked)
+    assert max(np.abs(pixels(one.image) - other).max() for one, other in zip(made, expected, strict=True)) <= 1
 
 
 def test_a_lane_that_dies_leaves_nobody_waiting(loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
