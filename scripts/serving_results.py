@@ -27,7 +27,7 @@ class Result:
     errors: int
     wasted_rows: float
     refused_in: float  # median
-    promise_off_by: float  # median factor between the wait that was promised and the one there was
+    promises_off_by: Sequence[float]  # factors between each wait that was promised and the one there was, where there was one
 
 
 def summed_up(load: str, way: str, answers: Sequence[Answer], seconds: float, rows: int, rows_each: int) -> Result:
@@ -48,16 +48,17 @@ def summed_up(load: str, way: str, answers: Sequence[Answer], seconds: float, ro
         errors=sum(one.status not in (200, 503) and not one.left for one in answers),
         wasted_rows=max(0, rows - rows_each * len(made)),
         refused_in=percentile(refused, 0.5),
-        promise_off_by=percentile(factors, 0.5),
+        promises_off_by=factors,
     )
 
 
 def median_of(rounds: Sequence[Result]) -> Result:
-    """Of each number by itself, where it was measured, but of all errors their sum; the loads and ways are the same."""
-    told = [as_json(one) for one in rounds]
-    numbers = {name: [one[name] for one in told if one[name] is not None] for name in told[0] if name not in ("load", "way")}
+    """Of each number by itself, where it was measured, but of all errors their sum, and all promises; the loads and ways are the same."""
+    told, first = [as_json(one) for one in rounds], rounds[0]
+    kept = {"load": first.load, "way": first.way, "promises_off_by": [factor for one in rounds for factor in one.promises_off_by]}
+    numbers = {name: [one[name] for one in told if one[name] is not None] for name in told[0] if name not in kept}
     medians = {name: statistics.median(values) if values else None for name, values in numbers.items()}
-    return from_json({"load": rounds[0].load, "way": rounds[0].way, **medians, "errors": sum(numbers["errors"])})
+    return from_json({**medians, **kept, "errors": sum(numbers["errors"])})
 
 
 def as_json(one: Result) -> dict[str, Any]:
@@ -72,14 +73,15 @@ def from_json(told: dict[str, Any]) -> Result:
 
 def table(results: Sequence[Result]) -> str:
     lines = [
-        "| load | way | pictures/s | p50 s | p95 s | p99 s | refused | errors | wasted rows | refused in s | promise off by |",
+        "| load | way | pictures/s | p50 s | p95 s | p99 s | refused | errors | wasted rows | refused in s | waits off by |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for one in results:
         numbers = [one.per_second, one.p50, one.p95, one.p99]
         counts = [f"{count:g}" for count in (one.refused, one.errors, one.wasted_rows)]
-        rest = ["–" if math.isnan(value) else f"{value:.2f}" for value in (one.refused_in, one.promise_off_by)]
-        lines.append(" | ".join([f"| {one.load}", one.way, *(f"{n:.2f}" for n in numbers), *counts, *rest]) + " |")
+        refused_in = "–" if math.isnan(one.refused_in) else f"{one.refused_in:.2f}"
+        off_by = f"{statistics.median(one.promises_off_by):.2f} (of {len(one.promises_off_by)})" if one.promises_off_by else "–"
+        lines.append(" | ".join([f"| {one.load}", one.way, *(f"{n:.2f}" for n in numbers), *counts, refused_in, off_by]) + " |")
     return "\n".join(lines)
 
 

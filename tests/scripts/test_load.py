@@ -109,9 +109,10 @@ def test_answers_are_summed_up_told_and_drawn(tmp_path: Path) -> None:
     answers += [Answer(503, 0.05), Answer(500, 1.0), Answer(0, 1.0), Answer(0, 1.0, left=True)]
     result = summed_up("8 clients", "ours", answers, seconds=6.0, rows=50, rows_each=10)
     assert result == Result(
-        "8 clients", "ours", 3, 0.5, 2.0, 3.0, 3.0, refused=1, errors=2, wasted_rows=20, refused_in=0.05, promise_off_by=2
+        "8 clients", "ours", 3, 0.5, 2.0, 3.0, 3.0, refused=1, errors=2, wasted_rows=20, refused_in=0.05, promises_off_by=[2, 2, 2]
     )
     assert "| 8 clients | ours | 0.50 | 2.00 |" in table([result])
+    assert table([result]).endswith("| 2.00 (of 3) |")
     assert "| 8 clients | 0.50 (3.0) |" in summary([result])
     plot([result], tmp_path / "serving.png")
     drawn = Image.open(tmp_path / "serving.png").convert("RGB")
@@ -129,6 +130,12 @@ def test_of_several_rounds_the_medians_count() -> None:
     assert median.errors == 3, "none of them is lost in a median"
     assert math.isnan(median.refused_in)
     assert median_of(rounds[:2]).p50 == 2.5
+
+
+def test_every_wait_of_several_rounds_counts_alike() -> None:
+    waits = [[(1.0, 4.0)], [], [(2.0, 2.0), (1.5, 3.0), (0.05, 0.0)]]  # the last is none
+    rounds = [summed_up("solo", "ours", [Answer(200, 1, promised_wait=p, waited=w) for p, w in told], 1.0, 0, 10) for told in waits]
+    assert median_of(rounds).promises_off_by == [4, 1, 2]
 
 
 def test_what_is_kept_can_be_read_again() -> None:
