@@ -9,8 +9,6 @@ from app.editing import EditRequest
 from app.engine.checkpoint import denoiser_of, prompt_reader
 from app.schemas import Capabilities, Facts, ImageRequest
 
-MARKS = 2  # tokens around a text
-
 
 def facts_of(request: ImageRequest, capabilities: Capabilities, pipe: DiffusionPipeline) -> Facts:
     # Not the pipeline's own `dtype` and `device`: they look through all parameters each time, and begin with the autoencoder, whose type
@@ -37,7 +35,6 @@ def _warnings(request: ImageRequest, pipe: DiffusionPipeline) -> list[str]:
         return []
     tokenizer, limit = reader
     texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
-    texts = {field: text for field, text in texts.items() if len(text.encode()) + MARKS > limit}  # a token is a byte at least
     lengths = {field: len(tokenizer(text, truncation=False, verbose=False).input_ids) for field, text in texts.items()}
     return [
         f"{field} is {length} tokens long and the text encoder takes {limit}: its end was not read"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from pydantic import SecretStr
+from python_multipart.multipart import parse_options_header
 from ray.exceptions import TaskCancelledError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -103,7 +104,16 @@ class Doors:
         if body and kind != wanted:
             detail = ErrorDetail.of("Content-Type", f"must be {wanted}", kind)
             return receive, (415, ErrorAnswer(error="invalid_request", message=str(detail), details=[detail]))
+        if kind == "multipart/form-data" and not _is_whole(headers, body):
+            detail = ErrorDetail(field="body", rule="must be whole multipart/form-data: its end is missing")
+            return receive, (422, ErrorAnswer(error="invalid_request", message=str(detail), details=[detail]))
         return _once_more({**message, "body": bytes(body)}, receive), None
+
+
+def _is_whole(headers: Headers, body: bytearray) -> bool:
+    """The form's parser drops without a word a last part whose end is missing. That there is no boundary is told further in."""
+    boundary = parse_options_header(headers.get("content-type"))[1].get(b"boundary")
+    return not boundary or b"--" + boundary + b"--" in body
 
 
 def local_path(scope: Scope) -> str:

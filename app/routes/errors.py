@@ -20,6 +20,7 @@ from app.schemas import DeadlinePassed, ErrorAnswer, ErrorDetail, RefusedRequest
 logger = logging.getLogger("ray.serve")
 
 MOST_DETAILS = 20  # a body can break a rule a hundred thousand times
+CONTRADICTION = "contradiction"  # the type of an error about fields that each are right: its context names the one to change
 SOON_S = 2.0  # when to come back if nothing better is known
 REPHRASED = {"extra_forbidden": "is no parameter of this request", "missing": "must be given", "json_invalid": "must be JSON"}
 
@@ -163,5 +164,8 @@ def _detail(error: Mapping[str, Any]) -> ErrorDetail:
     said = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be").replace("String should", "must")
     if error["type"] == "json_invalid":
         names = names[:1]
-    value = None if error["type"] in ("missing", "json_invalid") else error["input"]
+    value: Any = None if error["type"] in ("missing", "json_invalid") else error["input"]
+    if error["type"] == CONTRADICTION:
+        field = error["ctx"]["field"]
+        names, value = ["body", field], value[field]
     return ErrorDetail.of(".".join(names[1:]) or names[0], REPHRASED.get(error["type"], said), value)

@@ -5,7 +5,9 @@ import secrets
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from app.routes.errors import CONTRADICTION
 from app.routes.rendering import QUALITY
 from app.schemas import MAX_SEED, Capabilities, ErrorDetail, Guidance, ImageRequest, RefusedRequest, Seed, Steps
 
@@ -77,7 +79,8 @@ class GenerationsBody(BaseModel):
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if wrong := self._contradiction():
-            raise ValueError(wrong)
+            field, _, rule = wrong.partition(" ")
+            raise PydanticCustomError(CONTRADICTION, "{rule}", {"field": field, "rule": rule})
         return self
 
     @property

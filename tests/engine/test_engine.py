@@ -97,6 +97,7 @@ def test_a_prompt_longer_than_the_text_encoder_takes_is_said(engine: ImageEngine
     generated = engine.generate(ImageRequest(prompt="star " * 100, num_inference_steps=1))
     assert generated.facts.warnings == ("prompt is 102 tokens long and the text encoder takes 77: its end was not read",)
     assert engine.generate(HEART).facts.warnings == ()
+    assert engine.generate(ImageRequest(prompt="\U0001d160" * 10, num_inference_steps=1)).facts.warnings, "more tokens than bytes"
 
 
 @pytest.mark.parametrize(("family", "limit"), [("sd1", 77), ("sdxl", 77), ("sd3", 256), ("flux", 512), ("pixart", 120)])

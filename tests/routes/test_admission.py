@@ -2,10 +2,8 @@
 
 import pytest
 
-from app.engine.engine import ImageEngine
 from app.routes.admission import DeadlineTooShort, Line, Overloaded, Ticket
-from app.routes.estimate import Load, Rates, Room, simulate, work_of
-from app.schemas import ImageRequest
+from app.routes.estimate import Load, Rates, Room, simulate
 
 FOREVER = 1e9
 
@@ -210,6 +208,26 @@ def test_large_requests_leave_places_to_small_ones() -> None:
     assert set(service.started) == {"large a", "large b", "large c", "small"}
 
 
+def test_large_pictures_asked_for_together_are_not_passed_by_single_ones_that_come_long_after_them() -> None:
+    service = Service(batch=4, max_queue_s=FOREVER)
+    for name in "abc":
+        service.enter(f"large {name}", 100)
+    service.enter("two", 200, pictures=2)
+    for number in range(20):
+        service.run(until=5 * number)
+        service.enter(f"large {number}", 100)
+    service.run()
+    came_later = [service.started[f"large {number}"] for number in range(5, 20)]
+    assert service.started["two"] < min(came_later)
+
+
+def test_a_picture_that_is_overdue_still_makes_those_who_wait_wait() -> None:
+    service = Service(batch=1)
+    service.enter("a", 20)
+    service.now = 60  # it should have taken two seconds
+    assert 0.1 < service.enter("b", 20).expected_wait_s < 1
+
+
 def test_many_large_pictures_asked_for_together_start_beside_small_ones() -> None:
     service = Service(batch=8)
     service.enter("small", 10)
@@ -267,13 +285,3 @@ def test_a_simulation_shares_the_rate_among_the_pictures_that_run() -> None:
     times = simulate([Load(10, 1)], [Load(10, 1), Load(10, 1)], Room(2, 2), rate=lambda pictures: 10)
     assert [one.start for one in times] == pytest.approx([0, 2])
     assert [one.end for one in times] == pytest.approx([2, 3])
-
-
-def test_a_small_picture_counts_for_more_than_its_pixels(engine: ImageEngine) -> None:
-    """What was learned from small pictures is used for large ones: by pixels alone those would be promised far too late."""
-    small, own, large = (
-        work_of(ImageRequest(prompt="-", width=side, height=side, num_inference_steps=10, guidance_scale=3, seed=0), engine.capabilities)
-        for side in (64, 128, 256)
-    )
-    assert small / own == pytest.approx(0.5)
-    assert large / own == pytest.approx(3)

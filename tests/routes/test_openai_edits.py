@@ -133,7 +133,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "no prompt": ({"prompt": None}, "prompt", "must be given"),
     "a seed not in digits": ({"seed": "1_0"}, "seed", "valid integer"),
     "a seed twice": ({"seed": [1, 2]}, "seed", "given once"),
-    "partial images of no stream": ({"partial_images": 2}, "body", "stream=true"),
+    "partial images of no stream": ({"partial_images": 2}, "partial_images", "together with stream=true (got '2')"),
 }
 
 
@@ -154,6 +154,12 @@ def test_what_breaks_a_rule_is_refused_in_openais_shape(url: str, asked: dict[st
         (b"--a--", "multipart/form-data; boundary=a; charset=utf-8; charset=latin-1", 400, "Content-Type"),
         (b"--a--", "multipart/form-data; boundary=a; charset=UTF-8", 400, "prompt"),
         (b"--b", "multipart/form-data; boundary=a", 400, "body"),
+        (
+            b"--a\r\nContent-Disposition: form-data; name=prompt\r\n\r\nx\r\n--a\r\nContent-Disposition: form-data; name=seed\r\n\r\n7",
+            "multipart/form-data; boundary=a",
+            400,
+            "body",
+        ),
         (b"a" * 11_000_000, "multipart/form-data; boundary=a", 413, "body"),
         (b"--a\r\nContent-Disposition: form-data; name=image\r\n\r\ntext\r\n--a--", "multipart/form-data; boundary=a", 400, "prompt"),
     ],

@@ -1,0 +1,37 @@
+"""How much work a request is, before any of it is done."""
+
+import pytest
+
+from app.engine.engine import ImageEngine
+from app.routes.estimate import CALLED_TWICE, work_of
+from app.schemas import ImageRequest
+
+
+def test_a_small_picture_counts_for_more_than_its_pixels(engine: ImageEngine) -> None:
+    """What was learned from small pictures is used for large ones: by pixels alone those would be promised far too late."""
+    small, own, large = (
+        work_of(ImageRequest(prompt="-", width=side, height=side, num_inference_steps=10, guidance_scale=3, seed=0), engine.capabilities)
+        for side in (64, 128, 256)
+    )
+    assert small / own == pytest.approx(0.5)
+    assert large / own == pytest.approx(3)
+
+
+def test_schedulers_that_call_the_denoiser_twice_in_a_step_are_nearly_twice_the_work(engine: ImageEngine) -> None:
+    plain, twice = (
+        work_of(ImageRequest(prompt="-", scheduler=name, num_inference_steps=10).resolved(engine.capabilities), engine.capabilities)
+        for name in ("EulerDiscreteScheduler", "HeunDiscreteScheduler")
+    )
+    assert twice / plain == pytest.approx(1.9)
+
+
+def test_it_is_known_of_every_scheduler_how_often_it_calls_the_denoiser(engine: ImageEngine) -> None:
+    calls: list[int] = []
+    engine._batcher._device._on_batch, before = lambda batch: calls.append(batch.requests), engine._batcher._device._on_batch
+    try:
+        for scheduler in engine.capabilities.schedulers:
+            calls.clear()
+            engine.generate(ImageRequest(prompt="-", scheduler=scheduler, num_inference_steps=6, width=64, height=64))
+            assert len(calls) == (11 if scheduler in CALLED_TWICE else 6), scheduler
+    finally:
+        engine._batcher._device._on_batch = before
