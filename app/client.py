@@ -131,12 +131,13 @@ class ImagineClient:
         return answer
 
     def replay(self, data: bytes) -> Replay:
-        """Have a PNG that was made by such a service made again, and compared.
-
-        Raises `RefusedRequest` if it is none, and `ImagineError`.
-        """
-        answer: requests.Response = self._retrying(threading.Event())(self._post_png, "/replay", data)
-        return Replay.model_validate_json(answer.content, extra="ignore")
+        """Have a PNG made by such a service made again, and compared. Raises `RefusedRequest` if it is none, and `ImagineError`."""
+        picture = {"data": data, "headers": {"Content-Type": "image/png"}}
+        answer = self._retrying(threading.Event())(self._ask, "POST", "/replay", self._answer_within_s, **picture)
+        try:
+            return Replay.model_validate_json(answer.content, extra="ignore")
+        except ValidationError as error:
+            raise ServiceFailed(f"{self.base_url} answers, but not as this app does; check the address") from error
 
     def _quietly(self, request: ImageRequest, cancel: threading.Event | None) -> GeneratedImage:
         if cancel is None:
@@ -226,9 +227,6 @@ class ImagineClient:
         self, path: str, query: dict[str, Any] | None = None, *, stream: bool = False, answer_within_s: float | None = None
     ) -> requests.Response:
         return self._ask("GET", path, answer_within_s or self._answer_within_s, params=query, stream=stream)
-
-    def _post_png(self, path: str, data: bytes) -> requests.Response:
-        return self._ask("POST", path, self._answer_within_s, data=data, headers={"Content-Type": "image/png"})
 
     def _ask(self, method: str, path: str, answer_within_s: float, **options: Any) -> requests.Response:  # noqa: ANN401
         try:

@@ -8,7 +8,7 @@ import pytest
 from PIL.PngImagePlugin import PngInfo
 
 from app import png
-from app.client import AccessDenied, ImagineClient
+from app.client import AccessDenied, ImagineClient, ServiceFailed
 from app.engine.engine import ImageEngine
 from tests.test_client import STAR, EngineBackend, answering, serving
 
@@ -59,3 +59,12 @@ def test_what_a_newer_service_tells_of_a_picture_does_not_cost_the_picture(engin
         assert ImagineClient(url).generate(STAR).facts == made.facts
     with pytest.raises(png.NotOurPNG, match="guidance_rescale"):
         png.decode(file.getvalue())
+
+
+def test_a_page_of_somebody_else_is_no_replay() -> None:
+    page = b"<html>Sign in</html>"
+    with (
+        answering(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(page) + page) as url,
+        pytest.raises(ServiceFailed, match="not as this app does"),
+    ):
+        ImagineClient(url).replay(b"a picture")
