@@ -176,7 +176,8 @@ def why_alone(pipe: DiffusionPipeline) -> str | None:
 def has_hooks(pipe: DiffusionPipeline) -> bool:
     """Whether its denoiser's parts do something around their calls, such as casting their weights, that two threads must not do at once."""
     denoiser = denoiser_of(pipe)
-    return denoiser is not None and any(hasattr(part, "_diffusers_hook") for part in denoiser.modules())
+    registries: list[Any] = [getattr(part, "_diffusers_hook", None) for part in denoiser.modules()] if denoiser else []
+    return any(registry is not None and registry.hooks for registry in registries)  # a call may leave one that is empty
 
 
 def prompt_reader(pipe: DiffusionPipeline) -> tuple[PreTrainedTokenizerBase, int] | None:

@@ -19,7 +19,7 @@ from app.routes.estimate import Load, Rates, Room, Times, next_to_start, simulat
 from app.schemas import Queued
 
 LARGE = 2.0  # times the work of the model's own default picture
-OVERDUE = 0.1  # of a picture is left at any time before it has left: less promised too short waits, more too long ones, in recorded loads
+LEAST_LEFT = 0.1  # of a picture, until it has left: with less, waits were promised too short in recorded loads, with more too long
 
 
 class Overloaded(Exception):
@@ -180,7 +180,7 @@ class Line:
         self._picture_seconds += passed * pictures
         for ticket in self._running:
             done = passed * self._rate(pictures) * ticket.pictures / pictures
-            ticket.work = max(ticket.work - done, OVERDUE * ticket.whole)
+            ticket.work = max(ticket.work - done, LEAST_LEFT * ticket.whole)
 
     def _learn(self, ticket: Ticket, done: bool) -> None:
         took = self._clock() - (ticket.started_at or 0.0)

@@ -104,7 +104,7 @@ class Doors:
         if body and kind != wanted:
             detail = ErrorDetail.of("Content-Type", f"must be {wanted}", kind)
             return receive, (415, ErrorAnswer(error="invalid_request", message=str(detail), details=[detail]))
-        if kind == "multipart/form-data" and not _is_whole(headers, body):
+        if kind == wanted == "multipart/form-data" and not _is_whole(headers, body):
             detail = ErrorDetail(field="body", rule="must be whole multipart/form-data: its end is missing")
             return receive, (422, ErrorAnswer(error="invalid_request", message=str(detail), details=[detail]))
         return _once_more({**message, "body": bytes(body)}, receive), None
