@@ -41,6 +41,7 @@ POLL_INTERVAL_S = 0.2
 PHASE = re.compile(r"([\w-]+);dur=(\d+(?:\.\d+)?)")  # of `Server-Timing`, to which proxies may add their own
 JITTER = 0.2
 SOON_S = 1.0
+NOT_OURS = "answers, but not as this app does; check the address"
 BUSY = ("not_ready", "overloaded", "replica_lost", "deadline_too_short")
 
 Told = Queued | Progress | GeneratedImage | None
@@ -113,7 +114,7 @@ class ImagineClient:
         try:
             return Capabilities.model_validate_json(answer.content)
         except ValidationError as error:
-            raise ServiceFailed(f"{self.base_url} answers, but not as this app does; check the address") from error
+            raise ServiceFailed(f"{self.base_url} {NOT_OURS}") from error
 
     def generate(
         self,
@@ -132,12 +133,12 @@ class ImagineClient:
 
     def replay(self, data: bytes) -> Replay:
         """Have a PNG made by such a service made again, and compared. Raises `RefusedRequest` if it is none, and `ImagineError`."""
-        picture = {"data": data, "headers": {"Content-Type": "image/png"}}
-        answer = self._retrying(threading.Event())(self._ask, "POST", "/replay", self._answer_within_s, **picture)
+        options = {"data": data, "headers": {"Content-Type": "image/png"}}
+        answer = self._retrying(threading.Event())(self._ask, "POST", "/replay", self._answer_within_s, **options)
         try:
             return Replay.model_validate_json(answer.content, extra="ignore")
         except ValidationError as error:
-            raise ServiceFailed(f"{self.base_url} answers, but not as this app does; check the address") from error
+            raise ServiceFailed(f"{self.base_url} {NOT_OURS}") from error
 
     def _quietly(self, request: ImageRequest, cancel: threading.Event | None) -> GeneratedImage:
         if cancel is None:

@@ -5,8 +5,8 @@
     python -m scripts.benchmark_serving --ways ours template --loads solo "8 clients"
 
 The template makes one picture at a time per replica; `serve.batch` and LitServe wait 50 ms for a batch of up to 8. Arrivals come at 50 to
-400 per cent of what the template does in a closed loop. All loads are measured in rounds, whose medians count. Writes serving.json and
-serving.png into --out.
+400 per cent of what the template does in a closed loop. All loads are measured in rounds, whose medians count, but
+of the promised waits all. Writes serving.json and serving.png into --out.
 """
 
 import argparse

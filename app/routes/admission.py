@@ -5,7 +5,7 @@ number of those that wait is too large, or if its deadline cannot be met.
 
 The next one is who came earliest, each handicapped by the seconds of work it brings: a small request passes large ones that came a little
 before it, and nobody is passed for longer than their own work takes. Pictures much larger than the model's own never take all places
-where there are more than two, but for those that one request asks for together.
+where there are more than two, but for those that one request asks for together; while they wait for one of theirs, small ones pass them.
 """
 
 import asyncio

@@ -16,8 +16,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.routes.errors import answer_for, error_response
-from app.schemas import ErrorAnswer, ErrorDetail
+from app.routes.errors import answer_for, error_response, refused_request
+from app.schemas import ErrorAnswer, ErrorDetail, RefusedRequest
 
 logger = logging.getLogger("ray.serve")
 
@@ -103,10 +103,10 @@ class Doors:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if body and kind != wanted:
             detail = ErrorDetail.of("Content-Type", f"must be {wanted}", kind)
-            return receive, (415, ErrorAnswer(error="invalid_request", message=str(detail), details=[detail]))
+            return receive, (415, refused_request(RefusedRequest(detail)))
         if kind == wanted == "multipart/form-data" and not _is_whole(headers, body):
             detail = ErrorDetail(field="body", rule="must be whole multipart/form-data: its end is missing")
-            return receive, (422, ErrorAnswer(error="invalid_request", message=str(detail), details=[detail]))
+            return receive, (422, refused_request(RefusedRequest(detail)))
         return _once_more({**message, "body": bytes(body)}, receive), None
 
 
@@ -123,8 +123,7 @@ def local_path(scope: Scope) -> str:
 
 
 def _too_large(length: int, most: int) -> ErrorAnswer:
-    detail = ErrorDetail.of("body", f"must be at most {most} bytes", f"{length} bytes or more")
-    return ErrorAnswer(error="invalid_request", message=str(detail), details=[detail])
+    return refused_request(RefusedRequest(ErrorDetail.of("body", f"must be at most {most} bytes", f"{length} bytes or more")))
 
 
 async def _while_connected(inner: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

@@ -79,7 +79,7 @@ class GenerationsBody(BaseModel):
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if wrong := self._contradiction():
-            field, _, rule = wrong.partition(" ")
+            field, rule = wrong
             raise PydanticCustomError(CONTRADICTION, "{rule}", {"field": field, "rule": rule})
         return self
 
@@ -130,16 +130,16 @@ class GenerationsBody(BaseModel):
             fields["num_inference_steps"] = min(max(steps, 1), capabilities.max_num_inference_steps)
         return fields
 
-    def _contradiction(self) -> str | None:
-        """Fields that each are right and together are not."""
+    def _contradiction(self) -> tuple[str, str] | None:
+        """Of fields that each are right and together are not: the one to change, and its rule."""
         if self.partial_images and not self.stream:
-            return "partial_images must be given together with stream=true"
+            return "partial_images", "must be given together with stream=true"
         if self.response_format == "url" and self.stream:
-            return "response_format must be b64_json together with stream=true"
+            return "response_format", "must be b64_json together with stream=true"
         if self.output_compression is not None and self.response_format == "url":
-            return "output_compression must not be given together with response_format=url"
+            return "output_compression", "must not be given together with response_format=url"
         if self.output_compression not in (None, 100) and self.form == "png":
-            return "output_compression must be given together with output_format=jpeg or webp"
+            return "output_compression", "must be given together with output_format=jpeg or webp"
         return None
 
 

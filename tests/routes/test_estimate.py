@@ -2,6 +2,7 @@
 
 import pytest
 
+from app.engine.device import Batch
 from app.engine.engine import ImageEngine
 from app.routes.estimate import CALLED_TWICE, work_of
 from app.schemas import ImageRequest
@@ -28,13 +29,12 @@ def test_schedulers_that_call_the_denoiser_twice_in_all_steps_but_the_last_are_m
     assert twice / plain == pytest.approx(times)
 
 
-def test_it_is_known_of_every_scheduler_offered_here_how_often_it_calls_the_denoiser(engine: ImageEngine) -> None:
-    calls: list[int] = []
-    engine._batcher._device._on_batch, before = lambda batch: calls.append(batch.requests), engine._batcher._device._on_batch
-    try:
-        for scheduler in engine.capabilities.schedulers:
-            calls.clear()
-            engine.generate(ImageRequest(prompt="-", scheduler=scheduler, num_inference_steps=6, width=64, height=64))
-            assert len(calls) == (11 if scheduler in CALLED_TWICE else 6), scheduler
-    finally:
-        engine._batcher._device._on_batch = before
+def test_it_is_known_of_every_scheduler_offered_here_how_often_it_calls_the_denoiser(
+    engine: ImageEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Batch] = []
+    monkeypatch.setattr(engine._batcher._device, "_on_batch", calls.append)
+    for scheduler in engine.capabilities.schedulers:
+        calls.clear()
+        engine.generate(ImageRequest(prompt="-", scheduler=scheduler, num_inference_steps=6, width=64, height=64))
+        assert len(calls) == (11 if scheduler in CALLED_TWICE else 6), scheduler
