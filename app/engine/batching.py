@@ -18,8 +18,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
+from greenlet import getcurrent
 
-from app.engine.device import ALONE, Batch, Call, Computed, Device
+from app.engine.device import Batch, Call, Computed, Device
 from app.engine.joining import SharedMethod
 from app.engine.policy import FairShare
 from app.engine.task import StopReason, Task
@@ -42,7 +43,6 @@ class Batcher:
     def __init__(self, max_tasks: int, cpu_threads: int, on_batch: Callable[[Batch], None], *, apart: bool = False) -> None:
         self._max_tasks = max_tasks
         self._device = Device(FairShare(max_tasks), on_batch)
-        self._warned_of_alone = False
         self._news = threading.Event()
         self._lock = threading.Lock()  # for the end: nobody may come after it
         self._tasks: list[Task] = []  # in the order they came; the first `max_tasks` of them run
@@ -54,6 +54,8 @@ class Batcher:
         self._busy_since: float | None = None
         self._end: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="batching", daemon=True)
+
+    def start(self) -> None:
         self._thread.start()
 
     def check_health(self) -> None:
@@ -79,10 +81,15 @@ class Batcher:
 
         @functools.wraps(shared.together)
         def meet(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            task = next((task for task in self._tasks if task.is_current()), None)
-            if task is None:
+            task = getcurrent()
+            if task not in self._tasks:
                 return shared.alone(*args, **kwargs)
-            return self._answer_to(Call(task, shared, args, kwargs, shared.describe(args, kwargs)))
+            call = Call(task, shared, args, kwargs, shared.describe(args, kwargs))
+            task.step_kind = call.kind if shared.is_denoiser else None
+            if shared.is_denoiser:
+                task.moments.setdefault("denoise", time.monotonic())
+            self._calls.append(call)
+            return task.wait_for(call.future)
 
         return meet
 
@@ -92,31 +99,18 @@ class Batcher:
         self._news.set()
         self._thread.join()
 
-    def _answer_to(self, call: Call) -> Any:  # noqa: ANN401
-        task = call.task
-        task.step_kind = call.kind if call.shared.is_denoiser else None
-        if call.shared.is_denoiser:
-            task.loop_began = task.loop_began or time.monotonic()
-            if call.arguments.signature is None and not self._warned_of_alone:
-                self._warned_of_alone = True
-                logger.warning("%s takes more than tensors and values, so its calls run one at a time", type(call.shared.module).__name__)
-        self._calls.append(call)
-        return task.wait_for(call.future)
-
     def _serve(self) -> None:
         try:
             compute_with(self._cpu_threads)
             with torch.inference_mode():
-                while True:
+                while self._end is None:
                     self._busy_since = time.monotonic()
-                    self._news.clear()  # before looking: what comes later ends the wait
-                    if self._end is not None:
-                        break
                     self._look_at_lanes()
-                    self._drop_stopped()
+                    self._drop_ended()
                     if not self._go_on() and not self._begin_next():
                         self._busy_since = None
                         self._news.wait(SECONDS_BETWEEN_LOOKS if self._tasks else None)
+                        self._news.clear()  # before looking again: what comes later ends the next wait
         except BaseException as error:
             logger.exception("the batching thread has died")
             self._end = error
@@ -133,11 +127,12 @@ class Batcher:
             calls, _ = self._at_work.pop(lane)
             self._device.finish(calls, lane.result())
 
-    def _drop_stopped(self) -> None:
+    def _drop_ended(self) -> None:
         for task in list(self._tasks):
             if reason := task.stop_reason():
-                self._tasks.remove(task)
                 task.end(reason)
+            if task.ended:
+                self._tasks.remove(task)
         self._calls = [call for call in self._calls if not call.task.ended]
 
     def _go_on(self) -> bool:
@@ -145,8 +140,6 @@ class Batcher:
         able = [task for task in self._tasks[: self._max_tasks] if task.can_go_on]
         for task in able:
             task.go_on()
-            if task.ended:
-                self._tasks.remove(task)
         return bool(able)
 
     def _begin_next(self) -> bool:
@@ -176,8 +169,7 @@ class Batcher:
         """Also until a text or a decoding in one of them is over, which would keep everybody waiting."""
         if any(not shared.is_denoiser for shared in at_work):
             return True
-        in_loop = any(task.step_kind not in (None, ALONE) for task in self._tasks)
-        return 0 < self._most_lanes <= running and (bool(at_work) or in_loop)
+        return 0 < self._most_lanes <= running and any(task.step_kind for task in self._tasks)
 
     def _due(self, at_work: Sequence[SharedMethod], in_lanes: bool, most: int) -> dict[Hashable, list[Call]]:
         """The calls that could go next, by kind. What is no step goes first, pictures that end together at the same time.
@@ -192,7 +184,7 @@ class Batcher:
         if sum(shared.is_denoiser for shared in at_work) >= self._cpu_threads:
             return {}
         steps = _by_kind(call for call in self._calls if call.shared.is_denoiser)
-        return {kind: calls for kind, calls in steps.items() if kind == ALONE or len(calls) >= most or kind not in to_come}
+        return {kind: calls for kind, calls in steps.items() if kind not in to_come or len(calls) >= min(most, self._device.limit(kind))}
 
     def _kinds_to_come(self) -> set[Hashable | None]:
         """Of the next calls of requests whose callers are being told of a step, none for a decoding. Who takes long is not waited for."""

@@ -257,6 +257,8 @@ def _fits(kind: type[SchedulerMixin], pipe: DiffusionPipeline) -> bool:
 
 def _native_side(pipe: DiffusionPipeline) -> int:
     """In pixels. Pipelines that do not tell it themselves take it from their denoiser."""
+    if in_pixels := pipe.config.get("default_sample_size"):  # PRX's, all others count latents and do not save it
+        return int(in_pixels)
     denoiser: Any = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     latents = getattr(pipe, "default_sample_size", None) or getattr(denoiser.config, "sample_size", None)
     return int(latents * pipe.vae_scale_factor) if latents else USUAL_SIDE

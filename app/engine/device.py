@@ -17,8 +17,6 @@ from app.engine.task import Task
 
 logger = logging.getLogger(__name__)
 
-ALONE = "alone"  # the kind of all calls that cannot be joined
-
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -39,8 +37,8 @@ class Call:
 
     @functools.cached_property
     def kind(self) -> Hashable:
-        """Calls of a kind can be joined, but for those that are alone."""
-        return self.arguments.signature or ALONE
+        """Calls of a kind can be joined, as far as their arguments tell. Those without a signature fail when they are."""
+        return self.arguments.signature or self.shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +55,20 @@ class Device:
     """Computes calls in any thread, one of which does all else. Tells `policy` how long they took, and `on_batch` of the denoiser's."""
 
     def __init__(self, policy: FairShare, on_batch: Callable[[Batch], None]) -> None:
-        policy.lower_limit(ALONE, 1)
         self._policy = policy
         self._on_batch = on_batch
         self._joinable: set[Hashable] = set()  # the kinds whose joined output was compared, and was the same
 
-    def pick(self, ready: Mapping[Hashable, Sequence[Call]], most: int) -> list[Call]:
-        """The calls to compute next, at `most` so many, of those that are `ready` by kind.
+    def limit(self, kind: Hashable) -> int:
+        """How many calls of this kind to compute as one at most. Two, if that has never been tried: enough to see whether they can be, and
+        soon over."""
+        limit = self._policy.limit(kind)
+        return limit if kind in self._joinable else min(2, limit)
 
-        Two, if calls of their kind have never been joined: that is enough to see whether they can be, and soon over.
-        """
+    def pick(self, ready: Mapping[Hashable, Sequence[Call]], most: int) -> list[Call]:
+        """The calls to compute next, at `most` so many, of those that are `ready` by kind."""
         calls = self._policy.pick(ready, most) if ready else []
-        return calls if not calls or calls[0].kind in self._joinable else calls[:2]
+        return calls[: self.limit(calls[0].kind)] if calls else []
 
     @torch.inference_mode()
     def compute(self, calls: Sequence[Call]) -> Computed:
@@ -84,8 +84,7 @@ class Device:
         succeeded = not any(isinstance(part, Exception) for part in apart)
         if succeeded and not joinable and len(calls) > 1:
             as_one = _tried(lambda: all(map(same_output, _joined(calls), apart)))
-        if not succeeded and not isinstance(as_one, torch.OutOfMemoryError):
-            as_one = None  # it may have failed as they did
+        as_one = as_one if succeeded else None  # it may have failed as they did
         return Computed(apart, time.monotonic() - start, in_one_call=succeeded and len(calls) == 1, as_one=as_one)
 
     def finish(self, calls: list[Call], computed: Computed) -> None:
@@ -119,6 +118,8 @@ class Device:
 
 
 def _joined(calls: Sequence[Call]) -> list[Any]:
+    if calls[0].arguments.signature is None:
+        raise TypeError("it takes more than tensors and values")
     return run_joined(calls[0].shared.together, [call.arguments for call in calls])
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -67,11 +68,8 @@ class ImageEngine:
         self._preview = _preview_of(pipe)
         apart = pipe.device.type == "cpu" and not has_hooks(pipe)
         self._batcher = Batcher(max_batch_size if reason is None else 1, cpu_threads or torch.get_num_threads(), on_batch, apart=apart)
-        try:
-            self._shared = shared(pipe, self._batcher)
-        except BaseException:
-            self._batcher.close()
-            raise
+        self._shared = shared(pipe, self._batcher)
+        self._batcher.start()
         self._in_doubt = False  # since the last picture failed
 
     def generate(
@@ -91,14 +89,14 @@ class ImageEngine:
             raise RefusedRequest(ErrorDetail(field="image", rule="must not be given: this model has no image-to-image pipeline"))
         run = Run(checkpoint, resolved, self.capabilities, on_progress, self._preview if previews else None)
         try:
-            image, facts = self._batcher.run(run, _stop_reason(cancel, timeout_s))
+            image, facts, timings = self._batcher.run(run, _stop_reason(cancel, timeout_s))
         except Exception as error:
             self._in_doubt |= not isinstance(error, GenerationCancelled)
             raise
         self._in_doubt = False
         start = time.monotonic()
         data = png.encode(image, facts)
-        return GeneratedImage(data, facts, run.timings | {"png": time.monotonic() - start})
+        return GeneratedImage(data, facts, timings | {"png": time.monotonic() - start})
 
     def warm_up(self) -> None:
         """Make a picture alone and two together, so that the first callers do not pay for what is done only once."""
@@ -131,13 +129,11 @@ def _preview_of(pipe: DiffusionPipeline) -> Preview | None:
 
 
 def _stop_reason(cancel: threading.Event | None, timeout_s: float | None) -> StopReason:
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
 
     def stopped() -> GenerationCancelled | None:
         if cancel is not None and cancel.is_set():
             return GenerationCancelled("cancelled")
-        if deadline is not None and time.monotonic() > deadline:
-            return DeadlinePassed(f"not ready after {timeout_s:g} s")
-        return None
+        return DeadlinePassed(f"not ready after {timeout_s:g} s") if time.monotonic() > deadline else None
 
     return stopped

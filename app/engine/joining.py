@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest value; half precision rounds differently in every batch size
@@ -22,11 +22,10 @@ NOT_IN_COMMON = object()
 class Arguments:
     """The arguments of one call. Calls with equal signatures can be joined; without a signature a call runs alone.
 
-    `leaves` are what is left when dictionaries, lists and tuples are opened; tensors of `rows` along their first dimension are joined.
+    Tensors of `rows` along their first dimension are joined, also those in dictionaries, lists and tuples.
     """
 
-    leaves: list[Any]
-    tree: TreeSpec
+    named: dict[str, Any]
     rows: int
     signature: Hashable | None
 
@@ -40,14 +39,13 @@ class SharedMethod:
         self.module, self.is_denoiser = module, is_denoiser
         self.together: Callable[..., Any] = getattr(module, name)
         self.alone = alone or self.together
-        self._parameters = inspect.signature(getattr(type(module), name))
+        self._parameters = inspect.signature(getattr(type(module), name).__get__(module))
         self._fingerprints: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """The first argument is the sample (rows, ...). A timestep that is one number becomes one per row, in single precision: schedulers
         count in different ones."""
-        named = dict(self._parameters.bind(self.module, *args, **kwargs).arguments)
-        named.pop("self", None)
+        named = dict(self._parameters.bind(*args, **kwargs).arguments)
         named |= named.pop("kwargs", {})
         sample = next(iter(named.values()))
         rows = sample.shape[0] if isinstance(sample, Tensor) else 1
@@ -56,7 +54,7 @@ class SharedMethod:
             named["timestep"] = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).expand(rows)
         leaves, tree = tree_flatten(named)
         kinds = [self._kind(leaf, rows) for leaf in leaves] if isinstance(sample, Tensor) else [NOT_IN_COMMON]
-        return Arguments(leaves, tree, rows, None if NOT_IN_COMMON in kinds else (self, str(tree), *kinds))
+        return Arguments(named, rows, None if NOT_IN_COMMON in kinds else (self, str(tree), *kinds))
 
     def _kind(self, leaf: object, rows: int) -> Hashable:
         """What two calls must have in common at this leaf."""
@@ -74,14 +72,14 @@ class SharedMethod:
 
 def run_joined(forward: Callable[..., Any], calls: Sequence[Arguments]) -> list[Any]:
     """One call in place of many, whose signatures must be equal; everybody gets their own part of its output."""
-    first, rows = calls[0], [call.rows for call in calls]
-    leaves = [
-        torch.cat([call.leaves[i] for call in calls]) if _has_rows(leaf, first.rows) else leaf  # (sum of rows, ...)
-        for i, leaf in enumerate(first.leaves)
-    ]
-    outputs, tree = tree_flatten(forward(**tree_unflatten(leaves, first.tree)))
+    rows = [call.rows for call in calls]
+
+    def join(*leaves: Any) -> Any:  # noqa: ANN401
+        return torch.cat(leaves) if _has_rows(leaves[0], rows[0]) else leaves[0]  # (sum of rows, ...)
+
+    outputs, tree = tree_flatten(forward(**tree_map(join, *(call.named for call in calls))))
     parts = [leaf.split(rows) if _has_rows(leaf, sum(rows)) else [leaf] * len(rows) for leaf in outputs]
-    return [tree_unflatten([part[i] for part in parts], tree) for i in range(len(rows))]
+    return [tree_unflatten(part, tree) for part in zip(*parts, strict=True)]
 
 
 def _has_rows(leaf: object, rows: int) -> TypeGuard[Tensor]:

@@ -1,6 +1,5 @@
 """Who shares the next call. Knows neither tensors nor threads, so it can be tried on a simulated clock."""
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
@@ -30,30 +29,35 @@ class FairShare:
     def pick(self, ready: Mapping[Hashable, Sequence[Call]], most: int | None = None) -> list[Call]:
         """The calls that go next, at `most` so many. `ready` holds all that wait by signature, the oldest and its kind first; not empty."""
         known = {kind: self._known(kind) for kind in ready}
-        for one in known.values():
-            one.stands = max(one.stands, self._now)
+        for kind, one in known.items():
+            one.stands = max(one.stands + one.owed / len(ready[kind]), self._now)
+            one.owed = 0.0
         due = [kind for kind in ready if known[kind].passed_by > MUCH_LONGER * known[kind].seconds]
         kind = min(due or ready, key=lambda kind: known[kind].stands)
         picked, waiting = known[kind], len(ready[kind])
         self._now = picked.stands = min(one.stands for one in known.values())
-        picked.sharing, picked.passed, picked.passed_by = waiting, set(ready) - {kind}, 0.0
+        for one in known.values():
+            one.passed_by = 0.0 if one is picked else max(one.passed_by, picked.seconds)
         return list(ready[kind][: picked.next(min(waiting, most or waiting))])
 
     def took(self, kind: Hashable, seconds: float, *, joined: int | None = None) -> None:
         """Calls of this kind were on the device for so long. With `joined`, that many as one: something to learn from."""
         known = self._known(kind)
-        known.stands = max(known.stands, self._now) + seconds / known.sharing
+        known.owed += seconds
         known.seconds = seconds
-        for other in map(self._known, known.passed):
-            other.passed_by = max(other.passed_by, seconds)
         if joined is not None:
             known.took(joined, seconds)
+
+    def limit(self, kind: Hashable) -> int:
+        """How many calls of this kind can be one."""
+        return self._known(kind).limit
 
     def lower_limit(self, kind: Hashable, calls: int, *, for_good: bool = True) -> None:
         """Not more than `calls` of this kind at once from now on: they cannot be joined or, not `for_good`, did not fit into memory."""
         known = self._known(kind)
         known.limit = max(1, min(calls, known.limit))
-        known.picks_until_more = math.inf if for_good else PICKS_UNTIL_MORE
+        if for_good:
+            known.largest = known.limit
 
     def _known(self, kind: Hashable) -> "Known":
         if len(self._kinds) > MOST_KINDS:
@@ -66,25 +70,22 @@ class Known:
     """What calls of one kind have shown: their seconds, and how many to join for the highest throughput, tried anew now and then."""
 
     def __init__(self, limit: int) -> None:
-        self.limit = self._largest = limit
-        self.picks_until_more = math.inf
+        self.limit = self.largest = limit
         self.seconds = 0.0  # of the last call
         self.stands = 0.0  # at how many seconds of the device for each call
-        self.sharing = 1  # calls that waited when it was picked
-        self.passed: set[Hashable] = set()  # the kinds that were not
+        self.owed = 0.0  # seconds of the device that are not counted in it yet
         self.passed_by = 0.0  # the seconds of the longest call that went before one that waited
         self._rates: dict[int, float] = {}  # calls in one -> calls a second
         self._picks = 0
 
     def next(self, waiting: int) -> int:
         """How many of `waiting` calls to take; all of them where that has never been tried."""
-        self.picks_until_more -= 1
-        if self.picks_until_more <= 0:
-            self.limit, self.picks_until_more = min(2 * self.limit, self._largest), PICKS_UNTIL_MORE
+        self._picks += 1
+        if self._picks % PICKS_UNTIL_MORE == 0:
+            self.limit = min(2 * self.limit, self.largest)
         most = min(waiting, self.limit)
         if most not in self._rates:
             return most
-        self._picks += 1
         rates = {calls: rate for calls, rate in self._rates.items() if calls <= most}
         best = max(calls for calls, rate in rates.items() if rate >= WORTH * max(rates.values()))
         if self._picks % PICKS_PER_TRIAL:

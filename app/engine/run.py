@@ -5,7 +5,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -24,54 +24,29 @@ from app.schemas import Capabilities, Facts, ImageRequest, Progress
 ProgressCallback = Callable[[Progress], None]
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, slots=True)
 class Run:
-    """Calls the pipeline once. `timings` then says how many seconds went into queue, text, denoise and decode."""
+    """Calls the pipeline once. Gives the picture, its facts, and how many seconds went into queue, text, denoise and decode."""
 
     checkpoint: Checkpoint
     request: ImageRequest
     capabilities: Capabilities
     on_progress: ProgressCallback | None
     preview: Preview | None = None
-    timings: dict[str, float] = field(default_factory=dict, init=False)
-    _guess: Tensor | None = field(default=None, init=False)  # what the latents would be without their noise
-    _asked: float = field(default_factory=time.monotonic, init=False)
-    _loop_ended: float | None = field(default=None, init=False)
 
-    def __call__(self, task: Task) -> tuple[Image.Image, Facts]:
-        began = time.monotonic()
+    def __call__(self, task: Task) -> tuple[Image.Image, Facts, dict[str, float]]:
+        task.moments["text"] = time.monotonic()
         facts = facts_of(self.request, self.capabilities, self.checkpoint.pipe)
-        view = self._view()
-        try:
-            image: Image.Image = view(**self._arguments(task)).images[0]
-        finally:
-            vars(view.scheduler).pop("step", None)  # a circle with the scheduler, in which the latents would stay
-            self._guess = None
-        moments = {"queue": self._asked, "text": began, "denoise": task.loop_began, "decode": self._loop_ended, "": time.monotonic()}
-        known = [(phase, moment) for phase, moment in moments.items() if moment is not None]
-        self.timings = {phase: end - start for (phase, start), (_, end) in itertools.pairwise(known)}
-        return image, facts
+        image: Image.Image = self._view()(**self._arguments(task)).images[0]
+        moments = [*task.moments.items(), ("", time.monotonic())]
+        return image, facts, {phase: end - start for (phase, start), (_, end) in itertools.pairwise(moments)}
 
     def _view(self) -> DiffusionPipeline:
         """The pipeline with a noise scheduler of its own: it counts steps."""
         view = copy.copy(self.checkpoint.pipe)
-        kind = getattr(diffusers, self.request.scheduler) if self.request.scheduler else type(view.scheduler)
-        view.scheduler = kind.from_config(view.scheduler.config)
-        if self.preview is not None:
-            self._watch(view.scheduler)
+        kind: Any = getattr(diffusers, self.request.scheduler) if self.request.scheduler else type(view.scheduler)
+        view.scheduler = _guessing(kind).from_config(view.scheduler.config)
         return view
-
-    def _watch(self, scheduler: SchedulerMixin) -> None:
-        """Many schedulers return, after the next latents, what they take the finished ones to be."""
-        step = scheduler.step
-
-        @functools.wraps(step)  # pipelines look at its signature
-        def watched(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            output = step(*args, **kwargs)
-            self._guess = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-            return output
-
-        scheduler.step = watched
 
     def _arguments(self, task: Task) -> dict[str, Any]:
         parameters = call_parameters(self.checkpoint.pipe)
@@ -89,11 +64,22 @@ class Run:
     def _after_step(self, task: Task, pipe: DiffusionPipeline, step: int, timestep: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
         if step == pipe.num_timesteps - 1:
             task.step_kind = None
-            self._loop_ended = time.monotonic()
+            task.moments["decode"] = time.monotonic()
         if self.on_progress is not None:
-            progress = Progress(step + 1, pipe.num_timesteps, self._picture_of(tensors["latents"]))
-            task.tell(functools.partial(self.on_progress, progress))
+            guess = getattr(pipe.scheduler, "guess", None)
+            preview = None if self.preview is None else self.preview(tensors["latents"] if guess is None else guess)
+            task.tell(functools.partial(self.on_progress, Progress(step + 1, pipe.num_timesteps, preview)))
         return tensors
 
-    def _picture_of(self, latents: Tensor) -> bytes | None:
-        return None if self.preview is None else self.preview(latents if self._guess is None else self._guess)
+
+@functools.cache
+def _guessing(kind: type[SchedulerMixin]) -> type[SchedulerMixin]:
+    """The noise scheduler, which now keeps its guess of the finished latents, where a step returns one after the next latents."""
+
+    @functools.wraps(kind.step)  # pipelines look at its signature
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        output = kind.step(self, *args, **kwargs)
+        self.guess = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        return output
+
+    return type(kind.__name__, (kind,), {"step": step})

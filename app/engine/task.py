@@ -9,29 +9,29 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
 
-from greenlet import greenlet
+from greenlet import getcurrent, greenlet
 
 from app.schemas import GenerationCancelled
 
 StopReason = Callable[[], GenerationCancelled | None]
 
 
-class Task:
+class Task(greenlet):
     """Runs `function(task)` between two threads: what it computes belongs to the batching thread, what it tells to the caller's."""
 
     def __init__(self, function: "Callable[[Task], Any]", stopped: StopReason) -> None:
+        super().__init__()
         self._function = function
         self.stop_reason = stopped  # why nothing further should be computed for it, if so
         self._to_tell: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._result: Future[Any] = Future()
         self._waits_for: Future[Any] | None = None
-        self._greenlet: greenlet | None = None
-        self.loop_began: float | None = None  # when the denoiser was called first
+        self.moments = {"queue": time.monotonic()}  # when each phase began
         self.step_kind: Hashable | None = None  # while it is at a step or between two
         self.telling_since = -math.inf  # if it waits for its caller
 
     def result(self, on_told: Callable[[], None]) -> Any:  # noqa: ANN401
-        """In the caller's thread: wait until the end. `on_told` is called after everything that was told here."""
+        """In the caller's thread: wait until the end. `on_told` is called after everything that was told here. What that raises ends it."""
         try:
             while tell := self._to_tell.get():
                 tell()
@@ -41,9 +41,10 @@ class Task:
             self.stop_reason = lambda: GenerationCancelled("its caller has left")
 
     def tell(self, function: Callable[[], None]) -> None:
-        """In the task: have the caller's thread call `function`, however long that takes. Raises what it raises."""
+        """In the task: have the caller's thread call `function`, however long that takes."""
         told: Future[None] = Future()
-        self._to_tell.put(functools.partial(settle, told, function))
+        self._to_tell.put(function)
+        self._to_tell.put(functools.partial(told.set_result, None))
         self.telling_since = time.monotonic()
         self.wait_for(told)
         self.telling_since = -math.inf
@@ -52,7 +53,7 @@ class Task:
         """In the task: others go on until `future` has its result, or is given up. Raises what it is ended with, if so."""
         self._waits_for = future
         try:
-            self._greenlet.parent.switch()  # type: ignore[union-attr]  # it runs
+            self.parent.switch()  # type: ignore[union-attr]  # it runs
         finally:
             self._waits_for = None  # or it would keep the answer until the end
         return future.result()
@@ -67,34 +68,21 @@ class Task:
 
     def go_on(self) -> None:
         """In the batching thread: run until it waits again, or ends."""
-        self._greenlet = self._greenlet or greenlet(self._run)
-        self._greenlet.switch()
+        self.parent = getcurrent()
+        self.switch()
 
     def end(self, error: BaseException) -> None:
         """In the batching thread: it ends with `error`, wherever it is."""
-        if self._greenlet is not None:
-            self._greenlet.throw(error)
+        if self:  # it has begun
+            self.throw(error)
         if not self.ended:
             self._result.set_exception(error)
             self._to_tell.put(None)
 
-    def is_current(self) -> bool:
-        return greenlet.getcurrent() is self._greenlet
-
-    def _run(self) -> None:
-        settle(self._result, functools.partial(self._function, self))
-        if error := self._result.exception():
+    def run(self) -> None:
+        try:
+            self._result.set_result(self._function(self))
+        except BaseException as error:
+            self._result.set_exception(error)
             traceback.clear_frames(error.__traceback__)  # which hold on to tensors, as long as the caller does to the error
         self._to_tell.put(None)
-
-
-def settle(future: Future[Any], function: Callable[[], Any]) -> None:
-    """Call `function`; `future` gets what that returns or raises."""
-    try:
-        result = function()
-    except BaseException as error:
-        del function  # which holds tensors
-        future.set_exception(error)
-        del future  # which holds the error, whose traceback holds this frame
-    else:
-        future.set_result(result)

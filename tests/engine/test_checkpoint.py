@@ -5,7 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoPipelineForText2Image, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers import (
+    AutoPipelineForText2Image,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    PRXPipeline,
+    PRXTransformer2DModel,
+    StableDiffusionPipeline,
+)
 from diffusers.configuration_utils import FrozenDict
 
 from app.engine import checkpoint
@@ -95,6 +103,15 @@ def test_schedulers_that_cannot_predict_what_the_model_does_are_not_offered() ->
     offered = checkpoint.capabilities_of(loaded, None, "test").schedulers
     assert "UniPCMultistepScheduler" in offered
     assert "EulerDiscreteScheduler" not in offered
+
+
+def test_a_pipeline_that_counts_its_own_size_in_pixels_makes_pictures_of_that_size() -> None:
+    """PRX, whose text encoder has no part in it."""
+    loaded = checkpoint.load("tiny")
+    transformer = PRXTransformer2DModel(in_channels=4, hidden_size=32, num_heads=2, depth=1, context_in_dim=32, axes_dim=[8, 8])
+    pipe = PRXPipeline(transformer, FlowMatchEulerDiscreteScheduler(), None, None, loaded.pipe.vae, default_sample_size=256)
+    capabilities = checkpoint.capabilities_of(replace(loaded, pipe=pipe), None, "test")
+    assert (capabilities.width, capabilities.height) == (256, 256)
 
 
 @pytest.fixture(scope="module")

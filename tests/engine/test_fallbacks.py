@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.engine import batching
 from app.engine.checkpoint import Checkpoint
 from app.engine.device import Batch
 from tests.engine.families import small
@@ -18,8 +20,10 @@ from tests.engine.together import (
     alone,
     assert_right,
     break_calls,
+    compute_as_with_a_gpu,
     made_until,
     most_shared,
+    one_held_in_the_loop,
     pixels,
     request,
     together,
@@ -137,6 +141,21 @@ class TestAlone:
         for one in together(start(loaded), [request(number) for number in range(4)]):
             assert_right(loaded, one)
         assert most_shared(batches) == 1
+
+    def test_what_cannot_be_joined_is_not_waited_for(self, start: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+        loaded = small("sd1")
+
+        def only_one(sample: torch.Tensor) -> None:
+            if len(sample) > 2:
+                raise ValueError
+
+        break_calls(monkeypatch, loaded, only_one)
+        monkeypatch.setattr(batching, "PATIENCE_S", math.inf)
+        engine = start(loaded)
+        compute_as_with_a_gpu(engine)
+        together(engine, [request(0), request(1)])
+        with one_held_in_the_loop(engine), ThreadPoolExecutor(1) as thread:
+            assert_right(loaded, thread.submit(engine.generate, request(2)).result(DEADLINE_S))
 
     @pytest.mark.parametrize(
         ("loaded", "said"),

@@ -20,6 +20,7 @@ CALLS = 50
 @pytest.fixture
 def batcher() -> Iterator[Batcher]:
     batcher = Batcher(2, 1, lambda batch: None)
+    batcher.start()
     yield batcher
     batcher.close()
 
