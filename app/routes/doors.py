@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.routes.errors import answer_for, error_response, refused_request
+from app.routes.errors import answer_for, error_response, local_path, refused_request
 from app.schemas import ErrorAnswer, ErrorDetail, RefusedRequest
 
 logger = logging.getLogger("ray.serve")
@@ -104,22 +104,25 @@ class Doors:
         if body and kind != wanted:
             detail = ErrorDetail.of("Content-Type", f"must be {wanted}", kind)
             return receive, (415, refused_request(RefusedRequest(detail)))
-        if kind == wanted == "multipart/form-data" and not _is_whole(headers, body):
-            detail = ErrorDetail(field="body", rule="must be whole multipart/form-data: its end is missing")
-            return receive, (422, refused_request(RefusedRequest(detail)))
+        if kind == wanted == "multipart/form-data" and (rule := _broken_rule_of_forms(headers, body)):
+            return receive, (422, refused_request(RefusedRequest(ErrorDetail(field="body", rule=rule))))
         return _once_more({**message, "body": bytes(body)}, receive), None
 
 
-def _is_whole(headers: Headers, body: bytearray) -> bool:
-    """The form's parser drops without a word a last part whose end is missing. That there is no boundary is told further in."""
+def _broken_rule_of_forms(headers: Headers, body: bytearray) -> str | None:
+    """The form's parser drops without a word a last part whose end is missing, and takes what is not UTF-8 for Latin-1. That there is no
+    boundary is told further in."""
     boundary = parse_options_header(headers.get("content-type"))[1].get(b"boundary")
-    return not boundary or b"--" + boundary + b"--" in body
-
-
-def local_path(scope: Scope) -> str:
-    """Without the prefix that the application is served under."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+    if not boundary:
+        return None
+    if b"--" + boundary + b"--" not in body:
+        return "must be whole multipart/form-data: its end is missing"
+    parts = body.split(b"--" + boundary)
+    try:
+        b"".join(part for part in parts if b"filename" not in part.partition(b"\r\n\r\n")[0]).decode()
+    except UnicodeDecodeError:
+        return "must be in UTF-8, but for its files"
+    return None
 
 
 def _too_large(length: int, most: int) -> ErrorAnswer:

@@ -111,8 +111,7 @@ def answer_for(error: Exception) -> tuple[int, ErrorAnswer]:
 def error_response(scope: Scope, status: int, answer: ErrorAnswer, headers: Mapping[str, str] | None = None) -> Response:
     """The answer in the shape that the callers of this path read."""
     scope.setdefault("state", {})["reason"] = answer.error
-    path: str = scope["path"]
-    native = not path.removeprefix(scope.get("root_path", "")).startswith("/v1/")
+    native = not local_path(scope).startswith("/v1/")
     told = {"Cache-Control": "no-store", **(headers or {})}
     if answer.retry_after_s is not None:
         told["Retry-After"] = str(max(1, math.ceil(answer.retry_after_s)))
@@ -121,6 +120,12 @@ def error_response(scope: Scope, status: int, answer: ErrorAnswer, headers: Mapp
     if native:
         return JSONResponse(answer.model_dump(), status, headers=told)
     return JSONResponse(openai_shape(status, answer), 400 if status == 422 else status, headers=told)
+
+
+def local_path(scope: Scope) -> str:
+    """Without the prefix that the application is served under."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def openai_shape(status: int, answer: ErrorAnswer) -> dict[str, Any]:
@@ -142,7 +147,10 @@ async def not_our_words(raw: Request, error: HTTPException) -> Response:
     field, value = ("method", raw.method) if error.status_code == 405 else ("path", raw.url.path)
     detail = ErrorDetail.of(field, f"{error.detail}; /docs lists what there is", value)
     answer = ErrorAnswer(error="wrong_address", message=str(detail), details=[detail])
-    return error_response(raw.scope, error.status_code, answer, error.headers)
+    headers = dict(error.headers or {})
+    if offered := raw.app.openapi()["paths"].get(local_path(raw.scope)):
+        headers["Allow"] = ", ".join(method.upper() for method in offered)  # the framework names those of one route alone
+    return error_response(raw.scope, error.status_code, answer, headers)
 
 
 HANDLERS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {

@@ -38,7 +38,8 @@ NOT_NOW = (RayError, RayServeException, KeyError, TimeoutError)  # what asking S
 SECONDS_BETWEEN_TRIES = 1.0
 SECONDS_BETWEEN_COUNTS = 5.0  # of replicas
 LONGEST_COUNT_S = 5.0
-LEAST_SHARE_AT_WORK = 0.75  # of the time that a replica was asked for
+LEAST_SHARE_AT_WORK = 0.75  # of the time that a replica was asked for, but for what asking it takes
+ASKING_S = 0.05
 
 
 @serve.ingress()
@@ -94,8 +95,7 @@ class APIIngress:
                     if isinstance(update.payload, GeneratedImage):
                         took = max(took, sum(update.payload.timings.values()))
                     yield self._with_wait(update, waited)
-            # Else most of the time it waited for a replica to come up, or for one that died: nothing to learn from.
-            done = took > LEAST_SHARE_AT_WORK * (time.monotonic() - asked)
+            done = was_at_work(took, time.monotonic() - asked)
         finally:
             self._line.leave(ticket, done=done)
 
@@ -163,6 +163,12 @@ async def wait_for_turn(line: Line, ticket: Ticket, job: Job) -> AsyncGenerator[
                 raise DeadlinePassed("the deadline passed in the queue") from None
             yield line.outlook(ticket)
     yield Queued(0, 0.0)
+
+
+def was_at_work(took: float, seconds: float) -> bool:
+    """Whether pictures that took so long were worked at for most of the `seconds` in which a replica was asked for them. Else it came up
+    first, or another one died: nothing to learn from."""
+    return took > LEAST_SHARE_AT_WORK * (seconds - ASKING_S)
 
 
 def measure_of(capabilities: Capabilities, rate: float) -> tuple[float, float]:

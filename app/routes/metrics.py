@@ -17,7 +17,7 @@ from ray.serve import metrics
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.routes.doors import local_path
+from app.routes.errors import local_path
 
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
 OUTCOMES = {401: "refused", 503: "busy", 504: "late"}

@@ -30,6 +30,15 @@ def test_nobody_is_sent_on_to_another_address(url: str) -> None:
     assert (answer.status_code, "Location" in answer.headers) == (404, False)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "offered"), [("DELETE", "/imagine", {"GET", "POST"}), ("PUT", "/healthz", {"GET"}), ("GET", "/replay", {"POST"})]
+)
+def test_a_wrong_method_is_told_all_that_are_right(url: str, method: str, path: str, offered: set[str]) -> None:
+    answer = requests.request(method, url + path, timeout=30)
+    assert answer.status_code == 405
+    assert set(answer.headers["Allow"].split(", ")) == offered
+
+
 def test_what_is_asked_in_the_address_is_not_asked_in_a_body_too(url: str) -> None:
     answer = requests.get(f"{url}/imagine?prompt=a+star", json={"seed": 7}, timeout=30)
     (detail,) = ErrorAnswer.model_validate_json(answer.content).details

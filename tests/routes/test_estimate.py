@@ -1,10 +1,11 @@
-"""How much work a request is, before any of it is done."""
+"""How much work a request is, before any of it is done, and which pictures tell how fast it is done."""
 
 import pytest
 
 from app.engine.device import Batch
 from app.engine.engine import ImageEngine
 from app.routes.estimate import CALLED_TWICE, work_of
+from app.routes.ingress import was_at_work
 from app.schemas import ImageRequest
 
 
@@ -38,3 +39,10 @@ def test_it_is_known_of_every_scheduler_offered_here_how_often_it_calls_the_deno
         calls.clear()
         engine.generate(ImageRequest(prompt="-", scheduler=scheduler, num_inference_steps=6, width=64, height=64))
         assert len(calls) == (11 if scheduler in CALLED_TWICE else 6), scheduler
+
+
+@pytest.mark.parametrize("seconds", [0.02, 2.0], ids=["a short picture", "a long one"])
+def test_nothing_is_learned_from_a_picture_that_waited_for_a_replica(seconds: float) -> None:
+    on_its_way, until_a_replica_was_there = 0.03, 3.0
+    assert was_at_work(seconds, seconds + on_its_way)
+    assert not was_at_work(seconds, seconds + until_a_replica_was_there)

@@ -160,6 +160,12 @@ def test_what_breaks_a_rule_is_refused_in_openais_shape(url: str, asked: dict[st
             400,
             "body",
         ),
+        (
+            b"--a\r\nContent-Disposition: form-data; name=prompt\r\n\r\ncaf\xe9\r\n--a--",
+            "multipart/form-data; boundary=a",
+            400,
+            "body",
+        ),
         (b"a" * 11_000_000, "multipart/form-data; boundary=a", 413, "body"),
         (b"--a\r\nContent-Disposition: form-data; name=image\r\n\r\ntext\r\n--a--", "multipart/form-data; boundary=a", 400, "prompt"),
     ],
