@@ -19,7 +19,8 @@ from app.routes.estimate import Load, Rates, Room, Times, next_to_start, simulat
 from app.schemas import Queued
 
 LARGE = 2.0  # times the work of the model's own default picture
-LEAST_LEFT = 0.1  # of a picture, until it has left: with less, waits were promised too short in recorded loads, with more too long
+LEAST_LEFT = 0.08  # of a picture, until it has left: with less, waits were promised too short in recorded loads, with more too long
+MOST_OVERDUE = 2.0  # times what a picture should take: of one that hangs nothing is concluded about the others
 
 
 class Overloaded(Exception):
@@ -40,9 +41,11 @@ class DeadlineTooShort(Exception):
 
 @dataclass(slots=True, eq=False)
 class Ticket(Load):
-    """A request that waits or runs. `turn` decides the order, in seconds of the queue's clock; `work` is what is left of `whole`."""
+    """A request that waits or runs. `turn` decides the order, in seconds of the queue's clock; `work` is what is left of `whole`, and
+    `due` what should have been done of it at the rate that was measured."""
 
     whole: float = 0.0
+    due: float = 0.0
     turn: float = 0.0
     expected_wait_s: float = 0.0  # as it was told on entering
     started: asyncio.Event = field(default_factory=asyncio.Event)
@@ -74,6 +77,7 @@ class Line:
         self._waiting: list[Ticket] = []
         self._seen = clock()  # until when progress and crowd are accounted for
         self._picture_seconds = 0.0  # of everybody
+        self._overdue = 1.0  # times as slow as was measured
         self._forecast: dict[Ticket, Times] = {}
         self._forecast_at = -1.0
 
@@ -138,7 +142,8 @@ class Line:
     def _rate(self, pictures: int, *, best: bool = False) -> float:
         """Work a second of all replicas together; the most there ever was if `best`."""
         busy = min(pictures, self.replicas)
-        return busy * self._rates.at(min(pictures, self._places) / busy, best=best)
+        rate = busy * self._rates.at(min(pictures, self._places) / busy, best=best)
+        return rate if best else rate / self._overdue
 
     def _simulate(self, order: list[Ticket]) -> list[Times]:
         return simulate(self._running, order, self._room(), self._rate)
@@ -173,14 +178,16 @@ class Line:
             ticket.started.set()
 
     def _catch_up(self) -> None:
-        """Work that was done since the last look, shared by the pictures that run."""
+        """Work that was done since the last look, shared by the pictures that run. Whoever is overdue shows that all are slower now."""
         now = self._clock()
         passed, self._seen = now - self._seen, now
         pictures = sum(ticket.pictures for ticket in self._running)
         self._picture_seconds += passed * pictures
         for ticket in self._running:
-            done = passed * self._rate(pictures) * ticket.pictures / pictures
-            ticket.work = max(ticket.work - done, LEAST_LEFT * ticket.whole)
+            ticket.due += passed * self._rate(pictures) * self._overdue * ticket.pictures / pictures
+        self._overdue = min(max([1.0, *(ticket.due / ticket.whole for ticket in self._running)]), MOST_OVERDUE)
+        for ticket in self._running:
+            ticket.work = max(ticket.whole - ticket.due / self._overdue, LEAST_LEFT * ticket.whole)
 
     def _learn(self, ticket: Ticket, done: bool) -> None:
         took = self._clock() - (ticket.started_at or 0.0)

@@ -87,6 +87,15 @@ def test_the_wait_follows_the_rate_of_a_crowd_and_the_number_of_replicas() -> No
     assert service.enter("m", 20).expected_wait_s == pytest.approx(4), "what was learned is of one replica too"
 
 
+@pytest.mark.parametrize(("passed", "wait"), [(1, 3), (3, 3), (4, 4), (1000, 4)], ids=["on time", "late", "twice as late", "hangs"])
+def test_who_is_overdue_shows_that_those_behind_will_take_longer_too_but_not_for_ever(passed: float, wait: float) -> None:
+    service = Service(batch=1, rate=10)
+    service.enter("takes as long as it takes", 20)
+    service.enter("waits", 20)
+    service.now += passed
+    assert service.enter("comes", 20).expected_wait_s == pytest.approx(wait, rel=0.1)
+
+
 def test_who_leaves_before_the_end_teaches_no_rate() -> None:
     service = Service(batch=1)
     left = service.enter("left", 20)
