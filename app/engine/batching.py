@@ -68,13 +68,15 @@ class Batcher:
 
     def run(self, function: Callable[[Task], Any], stopped: StopReason) -> Any:  # noqa: ANN401
         """What `function` returns, which runs in the batching thread. It ends with what `stopped` gives, at its next wait."""
-        task = Task(function, stopped)
+        return self._enter(Task(function, stopped)).result(on_told=self._news.set)
+
+    def _enter(self, task: Task) -> Task:
         with self._lock:
             if self._end is not None:
                 raise EngineStopped("the engine has stopped") from self._end
             self._tasks.append(task)
         self._news.set()
-        return task.result(on_told=self._news.set)
+        return task
 
     def share(self, shared: SharedMethod) -> Callable[..., Any]:
         """What to call instead of that method, so that calls by tasks meet; all others go straight to it."""

@@ -3,7 +3,6 @@
 import functools
 import logging
 import time
-import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import torch
 
 from app.engine.joining import Arguments, SharedMethod, run_joined, same_output
 from app.engine.policy import MOST_KINDS, FairShare
-from app.engine.task import Task
+from app.engine.task import Task, forget_variables
 
 logger = logging.getLogger(__name__)
 
@@ -129,5 +128,5 @@ def _tried(function: Callable[[], Any]) -> Any:  # noqa: ANN401
         return function()
     except Exception as error:
         del function  # this frame is in the traceback, and must hold no tensors
-        traceback.clear_frames(error.__traceback__)  # which hold on to tensors that others need room for
+        forget_variables(error)  # others need their room
         return error

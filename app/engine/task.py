@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -39,6 +40,7 @@ class Task(greenlet):
             return self._result.result()
         finally:
             self.stop_reason = lambda: GenerationCancelled("its caller has left")
+            del self  # as in `run`
 
     def tell(self, function: Callable[[], None]) -> None:
         """In the task: have the caller's thread call `function`, however long that takes."""
@@ -83,6 +85,15 @@ class Task(greenlet):
         try:
             self._result.set_result(self._function(self))
         except BaseException as error:
+            forget_variables(error)
             self._result.set_exception(error)
-            traceback.clear_frames(error.__traceback__)  # which hold on to tensors, as long as the caller does to the error
         self._to_tell.put(None)
+        del self  # an error's frames lead to this one, and it would lead to the error
+
+
+def forget_variables(error: BaseException) -> None:
+    """The frames in its traceback would keep them, tensors among them, for as long as somebody keeps the error."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        with suppress(RuntimeError):  # it still runs
+            frame.clear()
+            frame.f_locals.keys()  # pipelines ask for their `locals()`, which would stay as they were then

@@ -82,6 +82,35 @@ def test_an_error_shows_where_it_came_from_and_holds_no_tensors(
             breaks.clear()
 
 
+@pytest.mark.parametrize("way", ["it is cancelled", "its caller fails", "its denoiser fails"])
+def test_a_request_that_ends_early_is_gone_at_once_although_its_error_is_kept(
+    loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    cancel, breaks = threading.Event(), threading.Event()
+
+    def end(progress: Progress) -> None:
+        if progress.step == 2:
+            {"it is cancelled": cancel, "its denoiser fails": breaks}[way].set()
+
+    def broken(sample: torch.Tensor) -> None:
+        if breaks.is_set():
+            raise ZeroDivisionError
+
+    break_calls(monkeypatch, loaded, broken)
+    engine, deadline = start(loaded), time.monotonic() + DEADLINE_S
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises((GenerationCancelled, KeyError, ZeroDivisionError)) as raised:
+            engine.generate(request(1), end, cancel)
+        while any(isinstance(one, task.Task) for one in gc.get_objects()):  # the batching thread may not be through yet
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        assert raised.traceback
+    finally:
+        gc.enable()
+
+
 def test_a_trial_picture_that_has_to_wait_for_others_is_no_sign_of_illness(
     loaded: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
