@@ -7,7 +7,7 @@ PICKS_PER_TRIAL = 32  # one of so many is of a batch size that was not the best
 SMOOTHING = 0.8  # how much of what is known of a batch size stays when it is measured again
 MOST_KINDS = 1000
 MUCH_LONGER = 2.0  # times one's own call: nobody waits for two such calls
-PICKS_UNTIL_MORE = 500  # after which it is seen whether there is memory for a larger batch again: others use it, too
+PICKS_UNTIL_MORE = 500  # one of so many sees whether there is memory for a larger batch again: others use it, too
 WORTH = 0.9  # of the highest throughput: a larger batch is taken if it reaches this, since it leaves fewer waiting
 
 
@@ -30,7 +30,7 @@ class FairShare:
         """The calls that go next, at `most` so many. `ready` holds all that wait by signature, the oldest and its kind first; not empty."""
         known = {kind: self._known(kind) for kind in ready}
         for kind, one in known.items():
-            one.stands = max(one.stands + one.owed / len(ready[kind]), self._now)
+            one.stands = max(one.stands + one.owed / max(len(ready[kind]), one.taken), self._now)
             one.owed = 0.0
         due = [kind for kind in ready if known[kind].passed_by > MUCH_LONGER * known[kind].seconds]
         kind = min(due or ready, key=lambda kind: known[kind].stands)
@@ -38,7 +38,8 @@ class FairShare:
         self._now = picked.stands = min(one.stands for one in known.values())
         for one in known.values():
             one.passed_by = 0.0 if one is picked else max(one.passed_by, picked.seconds)
-        return list(ready[kind][: picked.next(min(waiting, most or waiting))])
+        picked.taken = picked.next(min(waiting, most or waiting))
+        return list(ready[kind][: picked.taken])
 
     def took(self, kind: Hashable, seconds: float, *, joined: int | None = None) -> None:
         """Calls of this kind were on the device for so long. With `joined`, that many as one: something to learn from."""
@@ -74,7 +75,8 @@ class Known:
         self.seconds = 0.0  # of the last call
         self.stands = 0.0  # at how many seconds of the device for each call
         self.owed = 0.0  # seconds of the device that are not counted in it yet
-        self.passed_by = 0.0  # the seconds of the longest call that went before one that waited
+        self.taken = 1  # calls, the last time
+        self.passed_by = 0.0  # what calls took that went before one that waited: the longest, as its kind took the last time
         self._rates: dict[int, float] = {}  # calls in one -> calls a second
         self._picks = 0
 

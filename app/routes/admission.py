@@ -20,7 +20,7 @@ from app.schemas import Queued
 
 LARGE = 2.0  # times the work of the model's own default picture
 LEAST_LEFT = 0.08  # of a picture, until it has left: with less, waits were promised too short in recorded loads, with more too long
-MOST_OVERDUE = 2.0  # times what a picture should take: of one that hangs nothing is concluded about the others
+MOST_OVERDUE = 3.0  # times what a picture should take: what takes longer hangs, which says nothing of the others
 
 
 class Overloaded(Exception):
@@ -51,7 +51,7 @@ class Ticket(Load):
     started: asyncio.Event = field(default_factory=asyncio.Event)
     started_at: float | None = None
     picture_seconds_before: float = 0.0  # of everybody, when it started
-    rates: Rates | None = None  # that its end teaches
+    rates: Rates | None = None  # that it teaches, if any
 
 
 class Line:
@@ -116,6 +116,9 @@ class Line:
 
     def changed_replicas(self, replicas: int) -> None:
         self._catch_up()
+        if max(1, replicas) != self.replicas:
+            for ticket in self._running:
+                ticket.rates = None  # how many share its replica is not known any more
         self.replicas = max(1, replicas)  # with none, requests wait for the next one at Serve's router
         self._start_next()
 
@@ -142,11 +145,10 @@ class Line:
     def _rate(self, pictures: int, *, best: bool = False) -> float:
         """Work a second of all replicas together; the most there ever was if `best`."""
         busy = min(pictures, self.replicas)
-        rate = busy * self._rates.at(min(pictures, self._places) / busy, best=best)
-        return rate if best else rate / self._overdue
+        return busy * self._rates.at(min(pictures, self._places) / busy, best=best)
 
     def _simulate(self, order: list[Ticket]) -> list[Times]:
-        return simulate(self._running, order, self._room(), self._rate)
+        return simulate(self._running, order, self._room(), lambda pictures: self._rate(pictures) / self._overdue)
 
     def _refuse_if_full(self, times: dict[Ticket, Times], ticket: Ticket) -> None:
         wait = times[ticket].start
@@ -184,8 +186,9 @@ class Line:
         pictures = sum(ticket.pictures for ticket in self._running)
         self._picture_seconds += passed * pictures
         for ticket in self._running:
-            ticket.due += passed * self._rate(pictures) * self._overdue * ticket.pictures / pictures
-        self._overdue = min(max([1.0, *(ticket.due / ticket.whole for ticket in self._running)]), MOST_OVERDUE)
+            ticket.due += passed * self._rate(pictures) * ticket.pictures / pictures
+        overdue = [ticket.due / ticket.whole for ticket in self._running if ticket.rates is self._rates]
+        self._overdue = max([1.0, *(times for times in overdue if times <= MOST_OVERDUE)])
         for ticket in self._running:
             ticket.work = max(ticket.whole - ticket.due / self._overdue, LEAST_LEFT * ticket.whole)
 

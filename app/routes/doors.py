@@ -23,6 +23,7 @@ logger = logging.getLogger("ray.serve")
 
 OPEN_PATHS = ("/healthz", "/readyz")
 BODY_WITHIN_S = 60.0
+MOST_PARTS = 2000  # of a form: the framework takes a thousand texts and as many files
 JSON = "application/json"
 PICTURES = {"/replay": "image/png", "/v1/images/edits": "multipart/form-data"}  # where a body is, or holds, a picture
 
@@ -117,9 +118,9 @@ def _broken_rule_of_forms(headers: Headers, body: bytearray) -> str | None:
         return None
     if b"--" + boundary + b"--" not in body:
         return "must be whole multipart/form-data: its end is missing"
-    parts = body.split(b"--" + boundary)
+    parts = body.split(b"\r\n--" + boundary, MOST_PARTS)
     try:
-        b"".join(part for part in parts if b"filename" not in part.partition(b"\r\n\r\n")[0]).decode()
+        b"".join(part for part in parts if b"filename" not in part.partition(b"\r\n\r\n")[0].lower()).decode()
     except UnicodeDecodeError:
         return "must be in UTF-8, but for its files"
     return None

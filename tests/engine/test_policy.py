@@ -45,6 +45,18 @@ def test_every_call_gets_the_same_share_of_seconds_whether_it_is_one_of_many_of_
     assert abs(seconds["small"] / 6 - seconds["large"] / 2) <= 4.0
 
 
+def test_who_is_left_of_a_batch_does_not_pay_for_those_who_have_ended() -> None:
+    policy = FairShare(8)
+    policy.pick({"large": waiting(*["large"] * 8)})
+    policy.took("large", 8.0)
+    order = []
+    for _ in range(20):
+        (call,) = policy.pick({"small": waiting("small"), "large": waiting("large")})
+        policy.took(call.name, 0.1 if call.name == "small" else 1.0)
+        order.append(call.name)
+    assert order.index("large") <= 11
+
+
 @pytest.mark.parametrize("large", [1, 7], ids=["one large one", "seven large ones that are computed as one"])
 def test_a_small_call_waits_for_at_most_one_large_one(large: int) -> None:
     policy, order = FairShare(8), []

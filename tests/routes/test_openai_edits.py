@@ -175,6 +175,15 @@ def test_a_body_that_is_no_such_form_is_refused(url: str, body: bytes, kind: str
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
 
 
+def test_bytes_of_a_file_are_no_text_whatever_they_look_like(url: str) -> None:
+    head = b"--a\r\nContent-Disposition: form-data; name=image; FileName=x.png\r\n\r\n"
+    for disguised in (b"\x89--a\xff", b"\xe9\r\n\r\n\xe9"):
+        answer = requests.post(
+            url, head + disguised + b"\r\n--a--", headers={"Content-Type": "multipart/form-data; boundary=a"}, timeout=30
+        )
+        assert answer.json()["error"]["param"] == "prompt"
+
+
 def test_the_documentation_tells_of_every_field_of_openais_whether_it_is_accepted() -> None:
     documented = set(openai.types.image_edit_params.ImageEditParamsBase.__annotations__) | {"stream"}
     assert documented - set(re.findall(r"`(\w+)`", FIELDS)) == set()
