@@ -242,7 +242,8 @@ def main(argv: list[str] | None = None) -> int:
     with serving.cluster() as address, serving.served(address) as url:
         client = ImagineClient(url)
         references = [reference(client, number) for number in range(SUBJECTS)]
-        asyncio.run(storm(url, references, args.clients, 10.0, args.seed + 1000))  # pools are filled, caches warm
+        # By more than will come: pools of threads are filled, which grow only when all of theirs are busy, and caches warm.
+        asyncio.run(storm(url, references, 2 * args.clients, 10.0, args.seed + 1000))
         time.sleep(5)
         before, processes = serving.tasks_of(), {child.pid for child in serving.processes(REPLICA)}
         seen = asyncio.run(storm(url, references, args.clients, 60 * args.minutes, args.seed))
