@@ -202,7 +202,7 @@ class ImagineClient:
                     yield self._generated(base64.b64decode(data["png"]), data["timings"])
                 else:
                     yield None
-        except requests.RequestException as error:
+        except (requests.RequestException, json.JSONDecodeError) as error:  # the second: in the middle of an event
             raise ServiceUnreachable(f"the connection to {self.base_url} was lost half-way; the same request can be sent again") from error
 
     def _generated(self, data: bytes, timings: dict[str, float] | None = None) -> GeneratedImage:

@@ -99,6 +99,7 @@ class TextToImage:
             return list(await asyncio.gather(*map(asyncio.shield, work)))
         finally:
             await _end(work, cancel)
+            work.clear()  # the error of one leads to this frame, which would keep the pictures of the others
 
     async def stream(self, requests: Sequence[ImageRequest], previews: bool, timeout_s: float | None = None) -> AsyncGenerator[Update]:
         """Every step of every image as it is done, and each image once it is. Closing the stream stops the work like cancelling does."""
@@ -126,6 +127,9 @@ class TextToImage:
                     yield Update(index, await left.pop(index))
         finally:
             await _end(work, cancel)
+            work.clear()  # as in `generate`
+            left.clear()
+            del future
 
     def _start(
         self,

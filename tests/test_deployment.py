@@ -1,6 +1,9 @@
 """The deployment's own class in this process, without Ray Serve around it. `tests/cluster` has the rest of it on real Ray Serve."""
 
 import asyncio
+import gc
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,6 +94,46 @@ def test_a_replica_tells_how_many_pictures_it_is_making(model: TextToImage) -> N
         return [busy, await model.record_autoscaling_stats()]
 
     assert asyncio.run(scenario()) == [{PICTURES: BATCH}, {PICTURES: 0}]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_job_of_which_one_picture_fails_keeps_none_of_the_others_until_the_garbage_is_collected(
+    model: TextToImage, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    generate, first_is_made = model._engine.generate, threading.Event()
+
+    def fail_second(request: ImageRequest, *args: Any, **kwargs: Any) -> GeneratedImage:  # noqa: ANN401
+        if request.seed == 1:
+            assert first_is_made.wait(60)
+            raise ZeroDivisionError
+        made = generate(request, *args, **kwargs)
+        first_is_made.set()
+        return made
+
+    async def ask() -> None:
+        if not streamed:
+            await model.generate(requests(model, 2))
+        async for _ in model.stream(requests(model, 2), previews=False):
+            pass
+
+    def pictures() -> int:
+        return sum(isinstance(one, GeneratedImage) for one in gc.get_objects())
+
+    async def until_it_fails() -> None:
+        with pytest.raises(ZeroDivisionError):
+            await ask()
+
+    monkeypatch.setattr(model._engine, "generate", fail_second)
+    gc.collect()
+    gc.disable()
+    try:
+        before = pictures()
+        asyncio.run(until_it_fails())
+        deadline = time.monotonic() + 10
+        while pictures() != before:  # the threads may not be through yet
+            assert time.monotonic() < deadline
+    finally:
+        gc.enable()
 
 
 def test_a_replica_whose_engine_has_stopped_is_unhealthy(model: TextToImage) -> None:

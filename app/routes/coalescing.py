@@ -92,13 +92,14 @@ class Coalescing:
             return await asyncio.shield(flight.work)
         finally:
             flight.callers -= 1
-            if not flight.callers and not flight.work.done():
+            if not flight.callers and self._flights.get(requests) is flight:
                 flight.work.cancel()
                 self._forget(flight, requests)
 
     def _end(self, flight: Flight, requests: tuple[ImageRequest, ...]) -> None:
         self._forget(flight, requests)
         flight.work.cancelled() or flight.work.exception()  # looked at, or asyncio complains that nobody did
+        del flight.work  # the frames of its error hold the flight: both would stay, pictures too, until the garbage is collected
 
     def _forget(self, flight: Flight, requests: tuple[ImageRequest, ...]) -> None:
         if self._flights.get(requests) is flight:

@@ -152,8 +152,11 @@ async def _while_connected(inner: ASGIApp, scope: Scope, receive: Receive, send:
         work.cancel()
         left.cancel()
         await asyncio.wait({work, left})
-    if not work.cancelled():
-        work.result()
+    try:
+        if not work.cancelled():
+            work.result()
+    finally:
+        del work  # an error leads to this frame, which would lead to the error
 
 
 def _without_serves_error(receive: Receive) -> Receive:

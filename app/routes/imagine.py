@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticKnownError
 
 from app.routes import caching, rendering
@@ -23,6 +23,7 @@ MARGIN, SHORTEST_MARGIN_S, LONGEST_MARGIN_S = 0.1, 0.3, 0.5
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 SHORTEST_DEADLINE_S = 1.0  # below, the proxy may well answer before anybody here has read the request
 WHOLE_NUMBER = re.compile("-?[0-9]+")
+NO_PART_OF_NUMBERS = re.compile(r"[_\s]")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "The service wants a token, or another one"},
@@ -51,6 +52,13 @@ def in_digits(value: object) -> object:
     return value
 
 
+def as_number(value: object) -> object:
+    """Raises for `1_0` and ` 5`, which Pydantic would take."""
+    if isinstance(value, str) and NO_PART_OF_NUMBERS.search(value):
+        raise PydanticKnownError("float_parsing")
+    return value
+
+
 class ImagineQuery(ImageRequest):
     """The fields of an `ImageRequest`, `img_size` as a short form of a square, the form of the answer, and what a permalink pins."""
 
@@ -60,6 +68,7 @@ class ImagineQuery(ImageRequest):
     version: Annotated[str | None, Field(max_length=64, description="Refuse if the service is not of this version")] = None
 
     _in_digits = field_validator("img_size", "width", "height", "num_inference_steps", "seed", mode="before")(in_digits)
+    _as_number = field_validator("guidance_scale", mode="before")(as_number)
 
     def to_request(self) -> ImageRequest:
         """Raises `RefusedRequest` if the size is given in both forms."""
@@ -149,6 +158,7 @@ def deadline_of(settings: Settings) -> Callable[..., Awaitable[float]]:
         raw: Request,
         x_request_timeout_seconds: Annotated[
             float | None,
+            BeforeValidator(as_number),
             Header(
                 ge=SHORTEST_DEADLINE_S,
                 allow_inf_nan=False,

@@ -12,7 +12,7 @@ from sse_starlette import EventSourceResponse
 from app.editing import STRENGTH, EditRequest
 from app.png import Unreadable, opened
 from app.routes.backend import Backend
-from app.routes.imagine import deadline_of, in_digits, refuse_in_the_address, refuse_twice
+from app.routes.imagine import as_number, deadline_of, in_digits, refuse_in_the_address, refuse_twice
 from app.routes.openai import ERRORS, UNUSED, PicturesAnswer, ProblemAnswer, refuse_other_model, respond
 from app.routes.openai_fields import GenerationsBody
 from app.schemas import Capabilities, ErrorDetail, RefusedRequest
@@ -55,6 +55,7 @@ class EditsBody(GenerationsBody):
     response_format: Literal["b64_json"] | None = None
     _in_digits = field_validator("n", "output_compression", "partial_images", "seed", "num_inference_steps", mode="before")(in_digits)
     strength: Annotated[float | None, Field(gt=0, le=1, allow_inf_nan=False)] = None
+    _as_number = field_validator("guidance_scale", "strength", mode="before")(as_number)
 
     async def picture(self) -> bytes:
         """Raises `RefusedRequest` if there is none."""

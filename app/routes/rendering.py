@@ -21,7 +21,7 @@ def negotiated(accept: str) -> Format:
     if len(accept) > LONGEST_ACCEPT:
         raise NotAcceptable(accept)
     try:
-        best = mimeparse.best_match(list(MEDIA_TYPES), accept or "*/*")
+        best = mimeparse.best_match(list(MEDIA_TYPES), accept.lower() or "*/*")
     except (mimeparse.MimeTypeParseException, ValueError, IndexError):
         best = ""
     if not best:

@@ -105,6 +105,7 @@ BAD_QUERIES = [
     ("prompt=a&seed=1e3", "seed", "valid integer"),
     ("prompt=a&seed=", "seed", "valid integer"),
     ("prompt=a&seed=1_0", "seed", "valid integer"),
+    ("prompt=a&guidance_scale=1_0", "guidance_scale", "valid number"),
     ("prompt=a&seed=%201", "seed", "valid integer"),
     ("prompt=a&img_size=128.0", "img_size", "valid integer"),
     ("prompt=a&img_sise=128", "img_sise", "no parameter"),

@@ -1,8 +1,10 @@
 """Identical requests in flight, over a backend that makes a picture when it is told to."""
 
 import asyncio
+import gc
 import signal
 import time
+import weakref
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -245,3 +247,24 @@ def test_the_refusal_of_who_gives_too_little_time_is_not_that_of_others() -> Non
         assert (await patient).pictures[0].png == b"1"
 
     run(scenario())
+
+
+def test_an_error_keeps_nothing_of_what_was_asked_until_the_garbage_is_collected() -> None:
+    async def scenario() -> None:
+        service, request = Service(trouble=RuntimeError("broken")), STAR.model_copy()
+        asked, asker = weakref.ref(request), service.ask(request)
+        del request
+        await turns()
+        service.kiln.open.set()
+        with pytest.raises(RuntimeError):
+            await asker
+        del asker
+        service.kiln.trouble = None
+        await turns()
+        assert asked() is None
+
+    gc.disable()
+    try:
+        asyncio.run(scenario())
+    finally:
+        gc.enable()

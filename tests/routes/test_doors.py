@@ -58,6 +58,13 @@ def test_an_accept_header_of_any_length_is_answered_at_once(engine: ImageEngine)
     assert (answer.status_code, answer.json()["error"]) == (406, "not_acceptable")
 
 
+def test_what_is_accepted_may_be_said_in_capitals(engine: ImageEngine) -> None:
+    with serving(EngineBackend(engine)) as url:
+        asked = {"Accept": "Image/JPEG"}
+        answer = requests.get(f"{url}/imagine?prompt=a+star&num_inference_steps=1", headers=asked, timeout=DEADLINE_S)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/jpeg")
+
+
 def test_what_is_accepted_may_be_said_in_several_lines(engine: ImageEngine) -> None:
     with serving(EngineBackend(engine)) as url:
         host = urlsplit(url)

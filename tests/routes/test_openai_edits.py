@@ -132,6 +132,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "no step left": ({"strength": 0.4}, "strength", "at least 1 / 2"),
     "no prompt": ({"prompt": None}, "prompt", "must be given"),
     "a seed not in digits": ({"seed": "1_0"}, "seed", "valid integer"),
+    "a strength not in digits": ({"strength": "0_1"}, "strength", "valid number"),
     "a seed twice": ({"seed": [1, 2]}, "seed", "given once"),
     "partial images of no stream": ({"partial_images": 2}, "partial_images", "together with stream=true (got '2')"),
 }
