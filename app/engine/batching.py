@@ -87,8 +87,9 @@ class Batcher:
             if task not in self._tasks:
                 return shared.alone(*args, **kwargs)
             call = Call(task, shared, args, kwargs, shared.describe(args, kwargs))
-            task.step_kind = call.kind if shared.is_denoiser else None
+            task.step_kind = None
             if shared.is_denoiser:
+                task.step_kind = call.kind
                 task.moments.setdefault("denoise", time.monotonic())
             self._calls.append(call)
             return task.wait_for(call.future)

@@ -30,7 +30,7 @@ class FairShare:
         """The calls that go next, at `most` so many. `ready` holds all that wait by signature, the oldest and its kind first; not empty."""
         known = {kind: self._known(kind) for kind in ready}
         for kind, one in known.items():
-            one.stands = max(one.stands + one.owed / max(len(ready[kind]), one.taken), self._now)
+            one.stands = max(one.stands + one.owed / max(len(ready[kind]), one.calls_in_last), self._now)
             one.owed = 0.0
         due = [kind for kind in ready if known[kind].passed_by > MUCH_LONGER * known[kind].seconds]
         kind = min(due or ready, key=lambda kind: known[kind].stands)
@@ -38,8 +38,8 @@ class FairShare:
         self._now = picked.stands = min(one.stands for one in known.values())
         for one in known.values():
             one.passed_by = 0.0 if one is picked else max(one.passed_by, picked.seconds)
-        picked.taken = picked.next(min(waiting, most or waiting))
-        return list(ready[kind][: picked.taken])
+        picked.calls_in_last = picked.next(min(waiting, most or waiting))
+        return list(ready[kind][: picked.calls_in_last])
 
     def took(self, kind: Hashable, seconds: float, *, joined: int | None = None) -> None:
         """Calls of this kind were on the device for so long. With `joined`, that many as one: something to learn from."""
@@ -75,7 +75,7 @@ class Known:
         self.seconds = 0.0  # of the last call
         self.stands = 0.0  # at how many seconds of the device for each call
         self.owed = 0.0  # seconds of the device that are not counted in it yet
-        self.taken = 1  # calls, the last time
+        self.calls_in_last = 1
         self.passed_by = 0.0  # what calls took that went before one that waited: the longest, as its kind took the last time
         self._rates: dict[int, float] = {}  # calls in one -> calls a second
         self._picks = 0

@@ -77,7 +77,7 @@ class Line:
         self._waiting: list[Ticket] = []
         self._seen = clock()  # until when progress and crowd are accounted for
         self._picture_seconds = 0.0  # of everybody
-        self._overdue = 1.0  # times as slow as was measured
+        self._slowdown = 1.0
         self._forecast: dict[Ticket, Times] = {}
         self._forecast_at = -1.0
 
@@ -116,10 +116,10 @@ class Line:
 
     def changed_replicas(self, replicas: int) -> None:
         self._catch_up()
-        if max(1, replicas) != self.replicas:
+        before, self.replicas = self.replicas, max(1, replicas)  # with none, requests wait for the next one at Serve's router
+        if self.replicas != before:
             for ticket in self._running:
                 ticket.rates = None  # how many share its replica is not known any more
-        self.replicas = max(1, replicas)  # with none, requests wait for the next one at Serve's router
         self._start_next()
 
     def changed_model(self, native_work: float, rate: float) -> None:
@@ -148,7 +148,7 @@ class Line:
         return busy * self._rates.at(min(pictures, self._places) / busy, best=best)
 
     def _simulate(self, order: list[Ticket]) -> list[Times]:
-        return simulate(self._running, order, self._room(), lambda pictures: self._rate(pictures) / self._overdue)
+        return simulate(self._running, order, self._room(), lambda pictures: self._rate(pictures) / self._slowdown)
 
     def _refuse_if_full(self, times: dict[Ticket, Times], ticket: Ticket) -> None:
         wait = times[ticket].start
@@ -188,9 +188,9 @@ class Line:
         for ticket in self._running:
             ticket.due += passed * self._rate(pictures) * ticket.pictures / pictures
         overdue = [ticket.due / ticket.whole for ticket in self._running if ticket.rates is self._rates]
-        self._overdue = max([1.0, *(times for times in overdue if times <= MOST_OVERDUE)])
+        self._slowdown = max([1.0, *(times for times in overdue if times <= MOST_OVERDUE)])
         for ticket in self._running:
-            ticket.work = max(ticket.whole - ticket.due / self._overdue, LEAST_LEFT * ticket.whole)
+            ticket.work = max(ticket.whole - ticket.due / self._slowdown, LEAST_LEFT * ticket.whole)
 
     def _learn(self, ticket: Ticket, done: bool) -> None:
         took = self._clock() - (ticket.started_at or 0.0)
