@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import requests
 from pydantic import ValidationError
 from sseclient import SSEClient
-from tenacity import RetryCallState, Retrying, retry_if_exception, sleep_using_event, stop_after_attempt
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt, stop_before_delay
 from urllib3.exceptions import InvalidHeader, MaxRetryError
 from urllib3.util import Retry
 
@@ -84,9 +84,9 @@ class ServiceFailed(ImagineError):
 class ImagineClient:
     """An `ImageSource`: makes images with the app served at `base_url`. One client serves many threads.
 
-    A busy service is asked again up to `retries` times, each after the seconds it names itself, if those are within `timeout_s`. Whoever
-    watches the steps gets `ServiceBusy` at once, to show the wait instead of sitting through it.
-    `timeout_s` is the longest that the service may take, waiting included; it refuses at once what it could not make in that time.
+    A busy service is asked again up to `retries` times, each after the seconds it names itself, while all that is within `timeout_s` (ten
+    minutes if not given). Whoever watches the steps gets `ServiceBusy` at once, to show the wait instead of sitting through it.
+    `timeout_s` is the longest that the service may take each time, its queue included; what it could not make then it refuses at once.
     """
 
     def __init__(
@@ -157,22 +157,19 @@ class ImagineClient:
             raise GenerationCancelled
         with self.stream(request, previews=previews) as told:
             for progress in told:
-                if cancel.is_set():
-                    raise GenerationCancelled
                 if isinstance(progress, GeneratedImage):
                     return progress
+                if cancel.is_set():
+                    raise GenerationCancelled
                 if isinstance(progress, Progress):
                     on_progress(progress)
         raise ServiceUnreachable(f"{self.base_url} closed the connection before the picture was ready; the same request can be sent again")
 
-    def _is_worth_waiting(self, error: BaseException) -> bool:
-        return isinstance(error, ServiceBusy) and (self._timeout_s is None or (error.retry_after_s or SOON_S) <= self._timeout_s)
-
     def _retrying(self, cancel: threading.Event) -> Retrying:
         return Retrying(
-            retry=retry_if_exception(self._is_worth_waiting),
+            retry=retry_if_exception_type(ServiceBusy),
             wait=_as_told,
-            stop=stop_after_attempt(self._retries + 1),
+            stop=stop_after_attempt(self._retries + 1) | stop_before_delay(self._timeout_s or ANSWER_TIMEOUT_S),
             sleep=sleep_using_event(cancel),
             reraise=True,
         )
@@ -185,6 +182,8 @@ class ImagineClient:
         """
         query = request.model_dump(exclude_none=True) | {"previews": previews}
         with self._get("/imagine/stream", query, stream=True, answer_within_s=LONGEST_SILENCE_S) as answer:
+            if not answer.headers.get("Content-Type", "").startswith("text/event-stream"):
+                raise ServiceFailed(f"{self.base_url} {NOT_OURS}")
             yield self._told(answer)
 
     def _told(self, answer: requests.Response) -> Iterator[Told]:

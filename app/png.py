@@ -72,6 +72,11 @@ def opened(data: bytes, formats: Sequence[str]) -> Image.Image:
     return image
 
 
+def settings_left_out(facts: Facts) -> list[str]:
+    """The names of settings that whatever is made here has, and somebody took out."""
+    return [name for name, value in facts.request if value is None]
+
+
 def parameters_text(facts: Facts) -> str:
     """One line each of prompt, negative prompt (if any) and settings."""
     asked = facts.request

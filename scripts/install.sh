@@ -8,10 +8,14 @@ fail() {
     exit 2
 }
 
+fits() {
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null
+}
+
 find_python() {
     local candidate
     for candidate in python3.11 python3.12 python3.13 python3; do
-        if command -v "$candidate" > /dev/null && "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null; then
+        if command -v "$candidate" > /dev/null && fits "$candidate"; then
             echo "$candidate"
             return
         fi
@@ -56,9 +60,11 @@ install() {
     PYTHON=.venv/bin/python
     if [ -x "$PYTHON" ] && installed "$@"; then return 0; fi
     trap stop INT TERM
-    free=$(df -Pm . | awk 'NR == 2 { print $4 }')
-    [ "$free" -ge "$MIN_FREE_MB" ] || fail "The disk is full: $free MB are free here and about $MIN_FREE_MB MB are needed."
+    [ ! -x "$PYTHON" ] || fits "$PYTHON" ||
+        fail "The environment .venv has another Python than 3.11, 3.12 or 3.13. Remove the folder and run this again."
     if ! is_whole; then
+        free=$(df -Pm . | awk 'NR == 2 { print $4 }')
+        [ "$free" -ge "$MIN_FREE_MB" ] || fail "The disk is full: $free MB are free here and about $MIN_FREE_MB MB are needed."
         python=$(find_python) || exit 2
         "$python" -c 'import venv, ensurepip' 2> /dev/null ||
             fail "$python has no venv module. On Debian and Ubuntu: apt install $("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
@@ -68,6 +74,7 @@ install() {
     fi
     echo "Installing $* into .venv (several minutes the first time) …"
     log=$(mktemp)
+    rm -f .venv/.installed-* # of an environment that is half changed they would be wrong
     run "$PYTHON" -m pip install --disable-pip-version-check $(printf -- '-r %s ' "$@") 2> "$log" || {
         cat "$log" >&2
         ! grep -q "No space left" "$log" || fail "The disk is full: pip could not write to .venv."

@@ -166,7 +166,8 @@ def test_a_proxy_that_gave_up_first_has_missed_the_deadline_too() -> None:
 @pytest.mark.parametrize("on_progress", [None, lambda progress: None], ids=["at once", "in a stream"])
 @pytest.mark.parametrize("status", [b"200 OK", b"503 Service Unavailable"])
 def test_a_connection_lost_half_way_is_no_picture(status: bytes, on_progress: Callable[[Progress], None] | None) -> None:
-    with answering(b"HTTP/1.1 %s\r\nContent-Length: 1000\r\n\r\n\x89PNG" % status) as url, pytest.raises(ServiceUnreachable):
+    head = b"HTTP/1.1 %s\r\nContent-Type: text/event-stream\r\nContent-Length: 1000\r\n\r\n" % status
+    with answering(head + b"\x89PNG") as url, pytest.raises(ServiceUnreachable):
         ImagineClient(url).generate(STAR, on_progress)
 
 
@@ -295,5 +296,5 @@ def test_whoever_watches_the_steps_is_told_the_wait_instead(engine: ImageEngine)
 def test_a_wait_for_a_busy_service_can_be_cancelled(engine: ImageEngine) -> None:
     cancel = threading.Event()
     threading.Timer(0.3, cancel.set).start()
-    with serving(BusyAtFirst(engine, 1, retry_after_s=3600)) as url, pytest.raises(GenerationCancelled):
+    with serving(BusyAtFirst(engine, 1, retry_after_s=300)) as url, pytest.raises(GenerationCancelled):
         ImagineClient(url).generate(STAR, cancel=cancel)

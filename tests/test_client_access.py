@@ -8,7 +8,7 @@ import pytest
 from PIL.PngImagePlugin import PngInfo
 
 from app import png
-from app.client import AccessDenied, ImagineClient, ServiceFailed
+from app.client import AccessDenied, ImagineClient, ServiceBusy, ServiceFailed
 from app.engine.engine import ImageEngine
 from tests.test_client import STAR, EngineBackend, answering, serving
 
@@ -68,3 +68,12 @@ def test_a_page_of_somebody_else_is_no_replay() -> None:
         pytest.raises(ServiceFailed, match="not as this app does"),
     ):
         ImagineClient(url).replay(b"a picture")
+
+
+@pytest.mark.parametrize("timeout_s", [None, 5.0])
+def test_nobody_waits_a_day_because_a_proxy_says_so(timeout_s: float | None) -> None:
+    with (
+        answering(b"HTTP/1.1 503 Later\r\nRetry-After: 86400\r\nContent-Length: 2\r\n\r\nno") as url,
+        pytest.raises(ServiceBusy),
+    ):
+        ImagineClient(url, timeout_s=timeout_s).generate(STAR)

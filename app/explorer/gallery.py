@@ -162,6 +162,8 @@ def facts_table(request: ImageRequest, generated: GeneratedImage | None) -> str:
     notes: tuple[str, ...] = ()
     if generated is not None:
         facts, notes = generated.facts, generated.facts.warnings
+        if facts.edit is not None:
+            rows["Painted over"] = f"another picture, strength {facts.edit.strength:g}; without it these settings make another one"
         rows |= {"Scheduler": facts.scheduler, "Model": f"{facts.model} ({facts.revision}), {facts.dtype} on {facts.device}"}
         phases = {name: taken for name, taken in generated.timings.items() if taken >= 0.05}
         if phases:

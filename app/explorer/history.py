@@ -54,7 +54,6 @@ class History(widgets.VBox):
             self._say(f"{pictures(len(images))} in {folder}")
 
     def load(self) -> None:
-        found, others = [], 0
         try:
             folder = Path(self.folder.value).expanduser()
             if not folder.is_dir():
@@ -64,15 +63,11 @@ class History(widgets.VBox):
         except (OSError, RuntimeError) as error:
             self._say(f"Could not read {self.folder.value}: {_reason(error)}.")
             return
-        for path in files:
-            try:
-                data = path.read_bytes()
-                found.append(GeneratedImage(data, png.decode(data, unknown="ignore")[1]))
-            except (png.NotOurPNG, OSError):
-                others += 1
+        found = [image for path in files if (image := _read(path)) is not None]
         without_room = self._gallery.add(found)
         said = [f"{pictures(len(found) - without_room)} loaded"]
         said += [f"the {without_room} oldest found no room, which is for {MOST_KEPT}"] if without_room else []
+        others = len(files) - len(found)
         said += [f"{others} more could not be read, or were not made here"] if others else []
         self._say("; ".join(said))
 
@@ -84,6 +79,16 @@ class History(widgets.VBox):
 def _reason(error: Exception) -> str:
     """Also of a home folder that nobody has, which is no error of the disk."""
     return (isinstance(error, OSError) and error.strerror) or str(error).rstrip(".")
+
+
+def _read(path: Path) -> GeneratedImage | None:
+    """Nothing if it cannot be read, or was not made here."""
+    try:
+        data = path.read_bytes()
+        facts = png.decode(data, unknown="ignore")[1]
+    except (png.NotOurPNG, OSError):
+        return None
+    return None if png.settings_left_out(facts) else GeneratedImage(data, facts)
 
 
 def _write(path: Path, data: bytes, modified_ns: int) -> None:

@@ -48,8 +48,7 @@ def refuse_tampered(image: Image.Image, facts: Facts) -> None:
     """What is made here has all settings inside it, and is as large as they say. Raises `RefusedRequest`."""
     if facts.edit is not None:
         raise RefusedRequest(ErrorDetail.of("edit", "must be null: what this picture was painted over is not in the file", facts.edit))
-    missing = [name for name, value in facts.request if value is None]
-    if missing:
+    if missing := png.settings_left_out(facts):
         raise RefusedRequest(*(ErrorDetail.of(f"request.{name}", "must be given in the picture's settings", None) for name in missing))
     said, seen = f"{facts.request.width} x {facts.request.height}", f"{image.width} x {image.height}"
     if seen != said:

@@ -102,7 +102,8 @@ def deploy(
         try:
             raise typer.Exit(rollout.run())
         except KeyboardInterrupt:
-            tell.say(f"interrupted: {rollout.stage}. Go on: the same command again. Look: {command_line('status')}")
+            go_on = "Go on: the same command again. " if rollout.goes_on else ""
+            tell.say(f"interrupted: {rollout.stage}. {go_on}Look: {command_line('status')}")
             tell.say(f"Go back: {command_line('rollback') if place.takes_canaries else f'once it has ended, {BY_DEPLOYING}'}")
             raise typer.Exit(Exit.INTERRUPTED) from None
 

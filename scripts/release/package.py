@@ -35,7 +35,7 @@ def version_name(root: Path, given: str | None, options: Sequence[str] = (), *, 
     """
     if given is not None and not NAME.fullmatch(given):
         raise Refused(f"--version must be 1 to 64 letters, digits or any of ._+-, got {given!r}")
-    changed = (_git(root, "status", "--porcelain", "--untracked-files=all") or "").splitlines()
+    changed = _changes(root)
     if changed and not allow_dirty:
         shown = ", ".join(line[3:] for line in changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
         raise Refused(f"there are changes that are in no commit ({shown}); commit them, or pass --allow-dirty")
@@ -43,6 +43,14 @@ def version_name(root: Path, given: str | None, options: Sequence[str] = (), *, 
         return given
     name = _named_after_files(root, allow_dirty=allow_dirty) + (f"-dirty-{_digest(root)[:8]}" if changed else "")
     return f"{name}-with-{hashlib.sha256(repr(options).encode()).hexdigest()[:8]}" if options else name
+
+
+def _changes(root: Path) -> list[str]:
+    """A line of `git status` each; none where there is no git to ask. Raises `Refused` if what is there cannot be told."""
+    told = _git(root, "status", "--porcelain", "--untracked-files=all")
+    if told is None and _git(root, "rev-parse", "--git-dir") is not None:
+        raise Refused(f"git does not tell what has changed in {root}; `git status` there says why")
+    return (told or "").splitlines()
 
 
 def _named_after_files(root: Path, *, allow_dirty: bool) -> str:
@@ -103,8 +111,15 @@ def _digest(root: Path) -> str:
 
 
 def _git(root: Path, *command: str) -> str | None:
-    """What git says, or None if this is no checkout. Raises `Refused` for one of somebody else's, which git does not read."""
-    done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
+    """What git says, or None if this is no checkout. Raises `Refused` for one of somebody else's, which git does not read, and without
+    git."""
+    told = ["git", "-C", str(root), *command]
+    try:
+        done = subprocess.run(told, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
+    except FileNotFoundError:
+        if (root / ".git").exists():
+            raise Refused(f"{root} is a git checkout, and there is no git on the PATH to read it") from None
+        return None
     if "dubious ownership" in done.stderr:
         raise Refused(done.stderr.strip())
     return done.stdout.rstrip("\n") if done.returncode == 0 else None

@@ -58,6 +58,8 @@ class RayTarget:
         self.put_back(self._before)
 
     def put_back(self, version: Version) -> None:
+        if version.deployed is None:
+            raise Refused(f"{version.name} was started by `serve.run`, so the cluster does not know how to deploy it again")
         self._put(version.deployed)
 
     def terminate(self) -> None:
@@ -82,8 +84,8 @@ class RayTarget:
 
 
 def _version(application: dict[str, Any]) -> Version:
-    config = application.get("deployed_app_config") or {}
-    name = (config.get("args") or {}).get("version", "unnamed")
+    config = application.get("deployed_app_config") or None
+    name = ((config or {}).get("args") or {}).get("version", "unnamed")
     return Version(str(name), application["status"], None, deployed=config)
 
 

@@ -50,6 +50,7 @@ class Rollout:
         self._seen = False
         self._broken_looks = 0
         self.stage = "nothing was deployed"
+        self.goes_on = True  # with `run` again, if it is interrupted
 
     def run(self) -> Exit:
         """Raises `Refused` and `Unreachable` only if nothing was changed."""
@@ -228,7 +229,7 @@ class Rollout:
     def _take_back(self, before: Observed | None, error: Exception) -> Exit:
         self._tell.say(f"{self._version} failed: {error}")
         self._show_logs()
-        self.stage = f"{self._version} failed and is being taken back"
+        self.stage, self.goes_on = f"{self._version} failed and is being taken back", False
         old = before.primary if before else None
         if before is None or old is None or old.name == self._version:
             self._tell.say("there is no version before it to go back to that is known here, so it was left as it is.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from app.settings import Settings
 from scripts.release.outcome import Refused
@@ -21,6 +22,20 @@ OF_THE_IMAGE = frozenset(
 )  # controller and proxies run these too, outside the runtime environment
 COMMIT = re.compile(r"[0-9a-f]{40}")
 BUNDLED = "app/tiny"
+
+
+class Given(Settings):
+    """From the file and the overrides alone: replicas do not see the environment of whoever rolls out."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_: PydanticBaseSettingsSource,
+        **others: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
 
 
 @dataclass(frozen=True)
@@ -63,9 +78,11 @@ def read(path: Path, version: str, overrides: Mapping[str, str] | None = None, *
         fields = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise Refused(f"{path} cannot be read: {error}") from error
-    if not isinstance(fields, dict) or not isinstance(fields.get("applications"), list) or len(fields["applications"]) != 1:
-        raise Refused(f"{path} must be a mapping with exactly one entry under applications")
-    application = fields["applications"][0]
+    match fields:
+        case {"name": str(), "applications": [dict() as application]}:
+            pass
+        case _:
+            raise Refused(f"{path} must be a mapping with a name, and with exactly one application under applications")
     args = (application.get("args") or {}) | dict(overrides or {}) | {"version": version}
     settings = _settings(path, args)
     known = settings.model_dump(mode="json") | {"tokens": args.get("tokens")}  # dumped, they would be stars
@@ -102,7 +119,7 @@ def commit_on_the_hub(repository: str, revision: str) -> str:
 
 def _settings(path: Path, args: Mapping[str, Any]) -> Settings:
     try:
-        return Settings.model_validate(args)
+        return Given.model_validate(args)
     except ValidationError as error:
         said = "; ".join(
             f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']} (got {item['input']!r})"

@@ -94,8 +94,13 @@ class _Asking:
     def __init__(self, url: str, token: str | None, version: str, limits: Limits) -> None:
         self._url, self._version, self._limits = url.rstrip("/"), version, limits
         self._session = requests.Session()
-        if token:
-            self._session.headers["Authorization"] = f"Bearer {token}"
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._session.auth = self._authorized
+
+    def _authorized(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """In place of what a .netrc has for the host, which would overwrite the token."""
+        request.headers.update(self._headers)
+        return request
 
     def until_ready(self) -> None:
         deadline = time.monotonic() + self._limits.ready_s
@@ -135,7 +140,7 @@ class _Asking:
             if answer.status_code == 503 and path != "/readyz" and not late:
                 if name == self._version and first_refused is None:
                     first_refused = time.monotonic() - answered.seconds
-                time.sleep(_retry_after_s(answer))
+                time.sleep(min(_retry_after_s(answer), max(deadline - time.monotonic(), 0.0)))
             elif name is None:
                 raise Failed(f"{path} answered {_said(answer)}, without naming its version")
             elif name == self._version and not _is_made_by_another(answer):

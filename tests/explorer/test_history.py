@@ -28,6 +28,15 @@ def filled(panel: PromptExplorer, tmp_path: Path) -> PromptExplorer:
     return panel
 
 
+def save_again(path: Path, to: Path, **settings: object) -> None:
+    """With other settings in it, and a fact that no service tells yet."""
+    image = Image.open(path)
+    facts = json.loads(image.info[png.FACTS_CHUNK])
+    chunks = PngInfo()
+    chunks.add_itxt(png.FACTS_CHUNK, json.dumps(facts | {"more": 1, "request": facts["request"] | settings}))
+    image.save(to, pnginfo=chunks)
+
+
 def test_saved_pictures_are_back_in_another_panel_with_their_settings(filled: PromptExplorer, engine: ImageEngine) -> None:
     assert filled.history.said == f"2 pictures in {filled.history.folder.value}"
     other = PromptExplorer(engine)
@@ -54,14 +63,16 @@ def test_files_that_were_not_made_here_are_counted_and_left_out(filled: PromptEx
     assert filled.history.said == "2 pictures loaded; 2 more could not be read, or were not made here"
 
 
+def test_a_file_whose_settings_were_taken_out_is_counted_and_left_out(filled: PromptExplorer) -> None:
+    folder = Path(filled.history.folder.value)
+    save_again(min(folder.glob("*.png")), folder / "less.png", guidance_scale=None)
+    filled.history.load()
+    assert filled.history.said == "2 pictures loaded; 1 more could not be read, or were not made here"
+
+
 def test_a_picture_of_a_newer_service_is_loaded_without_the_facts_that_are_unknown_here(filled: PromptExplorer) -> None:
     folder = Path(filled.history.folder.value)
-    path = min(folder.glob("*.png"))
-    image = Image.open(path)
-    facts = json.loads(image.info[png.FACTS_CHUNK])
-    chunks = PngInfo()
-    chunks.add_itxt(png.FACTS_CHUNK, json.dumps(facts | {"more": 1, "request": facts["request"] | {"mood": "calm"}}))
-    image.save(folder / "newer.png", pnginfo=chunks)
+    save_again(min(folder.glob("*.png")), folder / "newer.png", mood="calm")
     filled.history.load()
     assert filled.history.said == "3 pictures loaded"
 
@@ -104,3 +115,17 @@ def test_a_disk_that_is_full_leaves_no_half_picture(filled: PromptExplorer, tmp_
     filled.history.save()
     assert filled.history.said == f"Could not write to {folder}: No space left on device."
     assert list(folder.iterdir()) == []
+
+
+def test_a_picture_that_was_painted_over_another_says_so(filled: PromptExplorer) -> None:
+    folder = Path(filled.history.folder.value)
+    image = Image.open(min(folder.glob("*.png")))
+    facts = json.loads(image.info[png.FACTS_CHUNK]) | {"edit": {"image_sha256": "0" * 64, "strength": 0.5}}
+    chunks = PngInfo()
+    chunks.add_itxt(png.FACTS_CHUNK, json.dumps(facts))
+    image.save(folder / "edited.png", pnginfo=chunks)
+    filled.history.load()
+    filled.gallery.tiles[0].button.click()
+    assert "another picture, strength 0.5" in filled.gallery.facts.value
+    filled.gallery.tiles[1].button.click()
+    assert "another picture" not in filled.gallery.facts.value

@@ -98,7 +98,16 @@ def test_what_is_wrong_is_said_before_anybody_is_called(
 
 
 @pytest.mark.parametrize(
-    "content", ["", "name: imagine", "applications: [{import_path: a:b}, {import_path: c:d}]", "a: [", "name: x\nsurprise: 1"]
+    "content",
+    [
+        "",
+        "name: imagine",
+        "name: imagine\napplications: [null]",
+        "applications: [{import_path: a:b}]",
+        "applications: [{import_path: a:b}, {import_path: c:d}]",
+        "a: [",
+        "name: x\nsurprise: 1",
+    ],
 )
 def test_a_file_that_is_no_service_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
     path = tmp_path / "service.yaml"

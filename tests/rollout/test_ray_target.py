@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from scripts.release import ray_target
+from scripts.release.outcome import Refused
 from scripts.release.ray_target import RayTarget
 from scripts.release.target import Version
 
@@ -40,3 +41,15 @@ def test_putting_a_version_back_leaves_the_applications_of_others(target: RayTar
     old = OURS | {"args": {"version": "old"}}
     target.put_back(Version("old", "RUNNING", None, deployed=old))
     assert target._cluster.declared == [[THEIRS, old]]
+
+
+def test_an_application_that_no_file_describes_is_not_replaced_by_none(target: RayTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    details = target._cluster.get_serve_details()
+    details["applications"]["imagine"]["deployed_app_config"] = None  # as after `serve.run`
+    monkeypatch.setattr(target._cluster, "get_serve_details", lambda: details)
+    observed = target.observe()
+    assert observed is not None
+    assert observed.primary is not None
+    with pytest.raises(Refused, match=r"started by `serve.run`"):
+        target.put_back(observed.primary)
+    assert target._cluster.declared == []

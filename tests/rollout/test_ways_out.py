@@ -1,6 +1,7 @@
 """What a person is told to type next is about the service that they rolled out, and no other."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from scripts.release import cli
 from scripts.release.cli import main
 from scripts.release.options import DASHBOARD, SERVED, SERVICE_FILE, Kind, command_line
 from scripts.release.outcome import Exit
+from scripts.release.service import read
 from tests.conftest import REPOSITORY
 from tests.rollout.conftest import PINNED, Rollout
 from tests.rollout.stand_in import CLI_TOKEN, Call, StandIn
@@ -140,3 +142,44 @@ def test_ctrl_c_leaves_the_service_as_it_is_and_says_how_to_go_on(
     running_old.platform.canary.becomes = "RUNNING"
     assert rollout("--version", "new", "--canary", "30") == 0
     assert running_old.changes()[-1] == "apply new 100"
+
+
+def test_ctrl_c_while_a_version_is_taken_back_does_not_advise_to_deploy_it_again(
+    running_old: StandIn, rollout: Rollout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running_old.served.failing["new"] = 500
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("scripts.release.anyscale_target.AnyscaleTarget.roll_back", lambda target: signal.raise_signal(signal.SIGINT))
+        assert rollout("--version", "new", "--canary", "30") == Exit.INTERRUPTED
+    said = capsys.readouterr().err
+    assert "interrupted: new failed and is being taken back. Look: " in said
+    assert "Go back: python scripts/rollout.py rollback" in said
+
+
+def test_the_environment_of_whoever_rolls_out_is_no_setting_of_the_service(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGINE_TOKENS", "a-token-of-a-good-length")
+    monkeypatch.setenv("IMAGINE_NOTHING_OF_THE_KIND", "1")
+    service = read(checkout / "service.yaml", "mine")
+    assert service.settings.tokens == ()
+    assert "tokens" not in service.application["args"]
+
+
+@pytest.mark.parametrize("broken", ["its index", "no git"])
+def test_changes_that_git_cannot_tell_are_not_taken_for_none(
+    checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    folder = shutil.copytree(checkout, tmp_path / "copy")
+    if broken == "its index":
+        (folder / ".git" / "index").write_bytes(b"nonsense")
+    else:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["deploy", "--file", str(folder / "service.yaml"), "--version", "mine", *PINNED]) == Exit.REFUSED
+    assert "git" in capsys.readouterr().err
+
+
+def test_the_token_of_the_service_is_sent_in_place_of_what_a_netrc_has(
+    rollout: Rollout, running_old: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("default login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert rollout("--version", "new") == Exit.DONE

@@ -62,12 +62,43 @@ def test_on_a_full_disk_it_says_how_much_is_needed(bare: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "The disk is full: 10 MB are free here and about 3000 MB are needed.\n")
 
 
-def test_a_disk_that_fills_up_while_installing_is_said(bare: Path) -> None:
+def with_environment(bare: Path, python: str) -> None:
+    """One that was made already. What its Python does is told in bash; it takes any version check for right."""
     (bare / ".venv/bin").mkdir(parents=True)
     (bare / ".venv/bin/activate").touch()
-    pip = bare / ".venv/bin/python"
-    pip.write_text('#!/bin/bash\n[ "$3" = --version ] && exit\necho "OSError: [Errno 28] No space left on device" >&2\nexit 1\n')
-    pip.chmod(0o755)
+    path = bare / ".venv/bin/python"
+    path.write_text(f'#!/bin/bash\ncase "$*" in *version_info* | *--version) exit ;; esac\n{python}\n')
+    path.chmod(0o755)
+
+
+def test_on_a_disk_that_has_room_for_little_more_an_environment_is_brought_up_to_date(bare: Path) -> None:
+    stub(bare, "df", "printf 'Filesystem 1M-blocks Used Available\\n/dev/x 100 90 10\\n'")
+    with_environment(bare, 'echo "$@"')
+    done = start(bare)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "-m scripts.start" in done.stdout
+
+
+def test_an_environment_of_another_python_is_named_and_left_alone(bare: Path) -> None:
+    with_environment(bare, "")
+    stub(bare / ".venv", "python", "exit 1")  # says no to the version check
+    done = start(bare)
+    assert (done.returncode, "Remove the folder and run this again" in done.stderr) == (2, True)
+    assert (bare / ".venv/bin/activate").exists()
+
+
+def test_what_was_installed_by_a_run_that_was_cut_off_later_does_not_count(bare: Path) -> None:
+    with_environment(bare, "exit 1")
+    before = (bare / "requirements.txt").read_text()
+    (bare / ".venv/.installed-requirements.txt").write_text(before)
+    (bare / "requirements.txt").write_text("something==2")
+    assert start(bare).returncode == 2
+    (bare / "requirements.txt").write_text(before)
+    assert "pip could not install" in start(bare).stderr
+
+
+def test_a_disk_that_fills_up_while_installing_is_said(bare: Path) -> None:
+    with_environment(bare, 'echo "OSError: [Errno 28] No space left on device" >&2; exit 1')
     done = start(bare)
     assert done.returncode == 2
     assert done.stderr.endswith("The disk is full: pip could not write to .venv.\n")
