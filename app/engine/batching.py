@@ -13,7 +13,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -186,7 +186,7 @@ class Batcher:
             return {} if more_to_come else _by_kind(others[:1] if in_lanes else others)
         if sum(shared.is_denoiser for shared in at_work) >= self._cpu_threads:
             return {}
-        steps = _by_kind(call for call in self._calls if call.shared.is_denoiser)
+        steps = _by_kind([call for call in self._calls if call.shared.is_denoiser])
         return {kind: calls for kind, calls in steps.items() if kind not in to_come or len(calls) >= min(most, self._device.limit(kind))}
 
     def _kinds_to_come(self) -> set[Hashable | None]:
@@ -195,8 +195,5 @@ class Batcher:
         return {task.step_kind for task in self._tasks if task.telling_since > long_ago}
 
 
-def _by_kind(calls: Iterable[Call]) -> dict[Hashable, list[Call]]:
-    kinds: dict[Hashable, list[Call]] = {}
-    for call in calls:
-        kinds.setdefault(call.kind, []).append(call)
-    return kinds
+def _by_kind(calls: Sequence[Call]) -> dict[Hashable, list[Call]]:
+    return {kind: [call for call in calls if call.kind == kind] for kind in dict.fromkeys(call.kind for call in calls)}

@@ -73,12 +73,11 @@ class Device:
     def compute(self, calls: Sequence[Call]) -> Computed:
         """Run the calls as one. The first time calls of a kind meet they run apart as well, and so they do if that fails: only a call that
         fails alone fails. What was learned is only read."""
-        start, joinable, as_one = time.monotonic(), calls[0].kind in self._joinable, None
-        if joinable and len(calls) > 1:
-            as_one = _tried(functools.partial(_joined, calls))
-            if isinstance(as_one, list):
-                return Computed(as_one, time.monotonic() - start, in_one_call=True)
-            torch.cuda.empty_cache()
+        start, joinable = time.monotonic(), calls[0].kind in self._joinable
+        as_one = _tried(functools.partial(_joined, calls)) if joinable and len(calls) > 1 else None
+        if isinstance(as_one, list):
+            return Computed(as_one, time.monotonic() - start, in_one_call=True)
+        # Not in a comprehension: the frame of one would be in an error's traceback, and hold the last call.
         apart = list(map(_tried, (functools.partial(call.shared.alone, *call.args, **call.kwargs) for call in calls)))
         succeeded = not any(isinstance(part, Exception) for part in apart)
         if succeeded and not joinable and len(calls) > 1:

@@ -1,6 +1,5 @@
 """`ImageEngine`: many requests at once on one stock diffusers pipeline, each with the picture it would have had alone."""
 
-import functools
 import logging
 import math
 import threading
@@ -22,16 +21,7 @@ from app.engine.run import ProgressCallback, Run
 from app.engine.sharing import shared
 from app.engine.task import StopReason
 from app.engine.threads import single_threaded
-from app.schemas import (
-    MAX_STEPS,
-    Capabilities,
-    DeadlinePassed,
-    ErrorDetail,
-    GeneratedImage,
-    GenerationCancelled,
-    ImageRequest,
-    RefusedRequest,
-)
+from app.schemas import Capabilities, DeadlinePassed, ErrorDetail, GeneratedImage, GenerationCancelled, ImageRequest, RefusedRequest
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +51,14 @@ class ImageEngine:
         self._checkpoint = settled(checkpoint)
         self._editing = editing and settled(editing)
         able = {"image_to_image": self._editing is not None, "max_num_images_per_prompt": max_batch_size}
-        self.capabilities: Capabilities = capabilities_of(checkpoint, max_pixels, version).limited(MAX_STEPS).model_copy(update=able)
+        self.capabilities: Capabilities = capabilities_of(checkpoint, max_pixels, version).limited().model_copy(update=able)
         reason = why_alone(pipe)
         if reason is not None:
             logger.warning("%s %s, so its requests run one at a time", type(pipe).__name__, reason)
-        self._preview = _preview_of(pipe)
         apart = pipe.device.type == "cpu" and not has_hooks(pipe)
         self._batcher = Batcher(max_batch_size if reason is None else 1, cpu_threads or torch.get_num_threads(), on_batch, apart=apart)
         self._shared = shared(pipe, self._batcher)
+        self._preview = _preview_of(pipe)  # of the autoencoder as it is now: in half precision some overflow
         self._batcher.start()
         self._in_doubt = False  # since the last picture failed
 
@@ -103,7 +93,7 @@ class ImageEngine:
         request = ImageRequest(prompt="warm-up", num_inference_steps=2, seed=0)
         for pictures in (1, 2):
             with ThreadPoolExecutor(pictures) as threads:
-                list(threads.map(functools.partial(self.generate, previews=True), [request] * pictures))
+                list(threads.map(lambda one: self.generate(one, lambda progress: None, previews=True), [request] * pictures))
 
     def check_health(self) -> None:
         """Raises if no picture can be made any more. If the last one failed, another is tried: some errors of a GPU stay for ever, and come

@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, MutableMapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeGuard
@@ -40,7 +40,7 @@ class SharedMethod:
         self.together: Callable[..., Any] = getattr(module, name)
         self.alone = alone or self.together
         self._parameters = inspect.signature(getattr(type(module), name).__get__(module))
-        self._fingerprints: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._fingerprints: MutableMapping[Tensor, Hashable] = WeakTensorKeyDictionary()
 
     def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """The first argument is the sample (rows, ...). A timestep that is one number becomes one per row, in single precision: schedulers
@@ -66,8 +66,7 @@ class SharedMethod:
             return leaf.dtype, leaf.device, tuple(leaf.shape[1:])
         if leaf not in self._fingerprints:  # once for each tensor object: reading a GPU's values makes it wait
             self._fingerprints[leaf] = (leaf.dtype, tuple(leaf.shape), hashlib.sha256(leaf.float().cpu().numpy().tobytes()).digest())
-        fingerprint: Hashable = self._fingerprints[leaf]
-        return fingerprint
+        return self._fingerprints[leaf]
 
 
 def run_joined(forward: Callable[..., Any], calls: Sequence[Arguments]) -> list[Any]:

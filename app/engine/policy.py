@@ -47,7 +47,8 @@ class FairShare:
         known.owed += seconds
         known.seconds = seconds
         if joined is not None:
-            known.took(joined, seconds)
+            rate = joined / max(seconds, 1e-9)
+            known.rates[joined] = SMOOTHING * known.rates.get(joined, rate) + (1 - SMOOTHING) * rate
 
     def limit(self, kind: Hashable) -> int:
         """How many calls of this kind can be one."""
@@ -62,8 +63,9 @@ class FairShare:
 
     def _known(self, kind: Hashable) -> "Known":
         if len(self._kinds) > MOST_KINDS:
-            # Callers choose sizes, so there is no end of kinds. What is in use is soon known again, but for what did not work.
-            self._kinds = {kind: known for kind, known in self._kinds.items() if known.limit < self._max_batch_size}
+            # Callers choose sizes, so there is no end of kinds. What is in use is soon known again, but for the latest that did not work.
+            limited = [(kind, known) for kind, known in self._kinds.items() if known.limit < self._max_batch_size]
+            self._kinds = dict(limited[-MOST_KINDS // 2 :])
         return self._kinds.setdefault(kind, Known(self._max_batch_size))
 
 
@@ -77,7 +79,7 @@ class Known:
         self.owed = 0.0  # seconds of the device that are not counted in it yet
         self.calls_in_last = 1
         self.passed_by = 0.0  # what calls took that went before one that waited: the longest, as its kind took the last time
-        self._rates: dict[int, float] = {}  # calls in one -> calls a second
+        self.rates: dict[int, float] = {}  # calls in one -> calls a second
         self._picks = 0
 
     def next(self, waiting: int) -> int:
@@ -86,15 +88,11 @@ class Known:
         if self._picks % PICKS_UNTIL_MORE == 0:
             self.limit = min(2 * self.limit, self.largest)
         most = min(waiting, self.limit)
-        if most not in self._rates:
+        if most not in self.rates:
             return most
-        rates = {calls: rate for calls, rate in self._rates.items() if calls <= most}
+        rates = {calls: rate for calls, rate in self.rates.items() if calls <= most}
         best = max(calls for calls, rate in rates.items() if rate >= WORTH * max(rates.values()))
         if self._picks % PICKS_PER_TRIAL:
             return best
         near = [calls for calls in (best - 1, best + 1, best // 2, 2 * best) if 1 <= calls <= most] or [best]
         return near[self._picks // PICKS_PER_TRIAL % len(near)]
-
-    def took(self, calls: int, seconds: float) -> None:
-        rate = calls / max(seconds, 1e-9)
-        self._rates[calls] = SMOOTHING * self._rates.get(calls, rate) + (1 - SMOOTHING) * rate

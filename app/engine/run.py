@@ -37,16 +37,12 @@ class Run:
     def __call__(self, task: Task) -> tuple[Image.Image, Facts, dict[str, float]]:
         task.moments["text"] = time.monotonic()
         facts = facts_of(self.request, self.capabilities, self.checkpoint.pipe)
-        image: Image.Image = self._view()(**self._arguments(task)).images[0]
+        pipe = copy.copy(self.checkpoint.pipe)
+        kind: Any = getattr(diffusers, self.request.scheduler) if self.request.scheduler else type(pipe.scheduler)
+        pipe.scheduler = _guessing(kind).from_config(pipe.scheduler.config)  # its own: it counts steps
+        image: Image.Image = pipe(**self._arguments(task)).images[0]
         moments = [*task.moments.items(), ("", time.monotonic())]
         return image, facts, {phase: end - start for (phase, start), (_, end) in itertools.pairwise(moments)}
-
-    def _view(self) -> DiffusionPipeline:
-        """The pipeline with a noise scheduler of its own: it counts steps."""
-        view = copy.copy(self.checkpoint.pipe)
-        kind: Any = getattr(diffusers, self.request.scheduler) if self.request.scheduler else type(view.scheduler)
-        view.scheduler = _guessing(kind).from_config(view.scheduler.config)
-        return view
 
     def _arguments(self, task: Task) -> dict[str, Any]:
         parameters = call_parameters(self.checkpoint.pipe)

@@ -72,7 +72,6 @@ def _in_tiles_if_out_of_memory(vae: Any) -> Callable[..., Any]:  # noqa: ANN401
             if getattr(vae, "use_tiling", True):  # already, or it cannot
                 raise
         # Outside of the except clause: its traceback holds tensors, and only once it is gone is there room.
-        torch.cuda.empty_cache()
         vae.enable_tiling()
         try:
             return decode(*args, **kwargs)

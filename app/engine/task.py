@@ -1,6 +1,5 @@
 """One request in the batching thread: a greenlet, which stops where it has to wait for something and goes on when that is there."""
 
-import functools
 import math
 import time
 import traceback
@@ -42,11 +41,10 @@ class Task(greenlet):
             self.stop_reason = lambda: GenerationCancelled("its caller has left")
             del self  # as in `run`
 
-    def tell(self, function: Callable[[], None]) -> None:
+    def tell(self, function: Callable[[], object]) -> None:
         """In the task: have the caller's thread call `function`, however long that takes."""
-        told: Future[None] = Future()
-        self._to_tell.put(function)
-        self._to_tell.put(functools.partial(told.set_result, None))
+        told: Future[object] = Future()
+        self._to_tell.put(lambda: told.set_result(function()))
         self.telling_since = time.monotonic()
         self.wait_for(told)
         self.telling_since = -math.inf

@@ -77,6 +77,18 @@ def test_pictures_that_end_together_are_decoded_together(sdxl: Checkpoint, start
     made_until(start(sdxl), lambda: max(rows) > 1)
 
 
+def test_previews_are_fitted_on_the_autoencoder_that_is_cast_up(sdxl: Checkpoint, start: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, types = sdxl.pipe.vae.encode, list[torch.dtype]()
+
+    def noted(pictures: torch.Tensor) -> Any:  # noqa: ANN401
+        types.append(pictures.dtype)
+        return encode(pictures)
+
+    monkeypatch.setattr(sdxl.pipe.vae, "encode", noted)
+    start(sdxl)
+    assert types == [torch.float32]
+
+
 def test_an_autoencoder_that_needs_no_casting_stays_in_half_precision(sdxl: Checkpoint, start: Engines) -> None:
     sdxl.pipe.vae.register_to_config(force_upcast=False)
     expected = alone(sdxl, request(1))

@@ -121,6 +121,18 @@ def test_of_more_kinds_than_are_remembered_those_that_cannot_be_joined_still_are
     assert len(policy._kinds) <= MOST_KINDS + 1
 
 
+def test_however_many_kinds_cannot_be_joined_the_shares_of_others_are_kept_and_no_more_is_remembered() -> None:
+    policy, seconds, cost = FairShare(8), {"small": 0.0, "large": 0.0}, {"small": 1.0, "large": 10.0}
+    for number in range(2 * MOST_KINDS):
+        policy.lower_limit(number, 1)
+    for _ in range(1100):
+        (call,) = policy.pick({kind: [Waiting(kind)] for kind in cost})
+        policy.took(call.name, cost[call.name])
+        seconds[call.name] += cost[call.name]
+    assert seconds["large"] == pytest.approx(seconds["small"], rel=0.05)
+    assert len(policy._kinds) <= MOST_KINDS + 1
+
+
 class Device:
     """Up to `best` calls take one second together, every further one another second."""
 
