@@ -44,6 +44,20 @@ class Field(widgets.VBox):
         (self.add_class if problem else self.remove_class)("imagine-wrong")
 
 
+class Message(widgets.HTML):
+    """A sentence about what went wrong, or nothing."""
+
+    sentence = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_class("imagine-message")
+
+    def say(self, sentence: str) -> None:
+        self.sentence = sentence
+        self.value = f'<div role="alert">{escape(sentence)}</div>' if sentence else ""
+
+
 class NamedImage(widgets.Image):
     """A PNG whose tooltip names it for a screen reader. The front end sets a tooltip only on widgets that have a description."""
 

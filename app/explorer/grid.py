@@ -1,7 +1,6 @@
 """`ComparisonGrid`: two settings against each other, in one labelled picture that fills up."""
 
 from collections.abc import Callable
-from html import escape
 from io import BytesIO
 
 import ipywidgets as widgets
@@ -9,7 +8,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from app.explorer.examples import example_prompts
-from app.explorer.fields import Field, NamedImage, button, note, text
+from app.explorer.fields import Field, Message, NamedImage, button, note, text
 from app.explorer.gallery import download_link
 from app.explorer.progress import ProgressLine
 from app.explorer.sheet import Labels, labelled
@@ -46,8 +45,7 @@ class ComparisonGrid(widgets.VBox):
         self.stop_button = button("Stop", self.stop, hint="Give up the pictures of the grid that are not ready")
         self.stop_button.disabled = True
         self.progress = ProgressLine()
-        self.message = widgets.HTML()
-        self.message.add_class("imagine-message")
+        self.message = Message()
         self.sheet = NamedImage(format="png", tooltip="The pictures of the comparison")
         self.download = widgets.HTML()
         self._box = widgets.VBox()
@@ -60,12 +58,10 @@ class ComparisonGrid(widgets.VBox):
         png: bytes = self.sheet.value
         return png
 
-    _problem = ""
-
     @property
     def problem(self) -> str:
         """The sentence about what went wrong last, or nothing."""
-        return self._problem
+        return self.message.sentence
 
     def build(self) -> None:
         """Make the pictures; comes back at once."""
@@ -74,11 +70,11 @@ class ComparisonGrid(widgets.VBox):
         try:
             requests = self.requests()
         except (ValidationError, RefusedRequest) as error:
-            self._complain(sentence(error))
+            self.message.say(sentence(error))
             return
         if not requests or self.build_button.disabled:
             return
-        self._complain("")
+        self.message.say("")
         self._begin(requests)
 
     def stop(self) -> None:
@@ -142,7 +138,7 @@ class ComparisonGrid(widgets.VBox):
         self._shown = {place: generated.image for place, generated in self.cells.items()}
         self._draw(whole=True)
         self.progress.end(work)
-        self._complain(together(work.errors, len(work.pictures)))
+        self.message.say(together(work.errors, len(work.pictures)))
         if self.cells:
             self.download.value = download_link(self.picture, "comparison.png", "Download PNG")
             self._box.children = [self.sheet, self.download]
@@ -219,7 +215,3 @@ class ComparisonGrid(widgets.VBox):
         actions = widgets.HBox([self.build_button, self.stop_button, self.progress.status])
         actions.add_class("imagine-actions")
         return [*rows, note(HINT), actions]
-
-    def _complain(self, problem: str) -> None:
-        self._problem = problem
-        self.message.value = f'<div role="alert">{escape(problem)}</div>' if problem else ""

@@ -6,7 +6,7 @@ from html import escape
 import ipywidgets as widgets
 
 from app.explorer.examples import example_prompts
-from app.explorer.fields import button, fold
+from app.explorer.fields import Message, button, fold
 from app.explorer.form import RequestForm, with_seeds
 from app.explorer.gallery import Gallery, Tile
 from app.explorer.grid import ComparisonGrid
@@ -36,8 +36,7 @@ class PromptExplorer(widgets.VBox):
         self._shown = False  # whether there is a form
         self.about = widgets.HTML()
         self.about.add_class("imagine-about")
-        self.message = widgets.HTML()
-        self.message.add_class("imagine-message")
+        self.message = Message()
         self.retry = button("Try again", self.connect)
         self.generate_button = button("Generate", self.generate, primary=True, hint=GENERATE)
         self.generate_button.disabled = True
@@ -68,23 +67,21 @@ class PromptExplorer(widgets.VBox):
         work = self._work  # another thread may end it meanwhile
         return work is not None and work.running
 
-    _problem = ""
-
     @property
     def problem(self) -> str:
         """The sentence about what went wrong last, or nothing."""
-        return self._problem
+        return self.message.sentence
 
     def generate(self) -> None:
         """Make the pictures that the form asks for; comes back at once. Does nothing while others are on their way."""
         if not self._shown:
-            self._complain(self.problem or "The model has not said yet what it can do.")
+            self.message.say(self.problem or "The model has not said yet what it can do.")
             return
         with self._starting:
             if self.running:
                 return
             if self.form.complaint:
-                self._complain(self.form.complaint)
+                self.message.say(self.form.complaint)
             else:
                 self._start(self.form.requests())
 
@@ -102,9 +99,9 @@ class PromptExplorer(widgets.VBox):
         try:
             self.form.show(request)
         except RefusedRequest as error:
-            self._complain(sentence(error))
+            self.message.say(sentence(error))
         else:
-            self._complain(self.form.complaint)
+            self.message.say(self.form.complaint)
 
     def vary(self, request: ImageRequest) -> None:
         """The same settings with the seeds that follow."""
@@ -118,11 +115,11 @@ class PromptExplorer(widgets.VBox):
             capabilities = self._source.capabilities
         except Exception as error:
             self.about.value = ""
-            self._complain(sentence(error))
+            self.message.say(sentence(error))
             self.retry.disabled = False
             self.children = [self._style, self.about, self.message, self.retry]
             return
-        self._complain("")
+        self.message.say("")
         about = (capabilities.model, capabilities.pipeline, f"{capabilities.width} × {capabilities.height}", capabilities.scheduler)
         self.about.value = escape(" · ".join(about))
         self._show(capabilities)
@@ -141,7 +138,7 @@ class PromptExplorer(widgets.VBox):
         self._enable()
 
     def _start(self, requests: list[ImageRequest]) -> None:
-        self._complain("")
+        self.message.say("")
         tiles = self.gallery.begin(requests)
         work = Work(
             self._source,
@@ -162,19 +159,15 @@ class PromptExplorer(widgets.VBox):
 
     def _ended(self, work: Work, tiles: list[Tile]) -> None:
         self.progress.end(work, self.gallery.end(tiles))
-        self._complain(together(work.errors, len(tiles)))
+        self.message.say(together(work.errors, len(tiles)))
         self._work = None
         self._enable()
 
     def _enable(self) -> None:
         problem = self.form.complaint if self._shown else ""
         if self.problem == self.generate_button.tooltip:  # about what was typed so far
-            self._complain(problem)
+            self.message.say(problem)
         self.generate_button.disabled = self.running or bool(problem) or not self._shown
         self.generate_button.tooltip = problem or GENERATE
         self.gallery.vary.disabled = self.running
         self.stop_button.disabled = (work := self._work) is None or work.stopping
-
-    def _complain(self, problem: str) -> None:
-        self._problem = problem
-        self.message.value = f'<div role="alert">{escape(problem)}</div>' if problem else ""

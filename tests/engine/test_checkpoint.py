@@ -39,6 +39,12 @@ def test_a_short_name_and_its_folder_are_the_same_checkpoint() -> None:
     assert checkpoint.load("tiny").revision == checkpoint.load(str(TINY)).revision
 
 
+@pytest.mark.parametrize(("dtype", "allowed"), [("float32", False), ("bfloat16", True)])
+def test_single_precision_is_all_of_it_on_a_gpu_too(dtype: str, allowed: bool) -> None:
+    checkpoint.load("tiny", dtype=dtype)
+    assert torch.backends.cudnn.allow_tf32 == allowed
+
+
 def test_the_revision_of_a_folder_changes_with_its_contents(tmp_path: Path) -> None:
     copied = shutil.copytree(TINY, tmp_path / "copy")
     before = checkpoint.load(str(copied)).revision

@@ -157,7 +157,7 @@ def test_one_sentence_stands_for_several_pictures(service: Service) -> None:
 
 def test_a_problem_goes_away_with_the_next_try(service: Service, engine: ImageEngine) -> None:
     panel = PromptExplorer(engine)
-    panel._complain("something")
+    panel.message.say("something")
     panel.form.num_inference_steps.value = 1
     panel.generate()
     assert panel.wait(PATIENCE_S)
