@@ -19,7 +19,9 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -41,6 +43,7 @@ FIRST_PART = 4  # of so many, in which memory may still grow
 SECONDS_BETWEEN_SAMPLES = 5.0
 LEAVES, BAD = 0.2, 0.15  # shares of the requests
 FEW_CLIENTS = 8  # so many find room at any time
+LARGE, AT_ONCE = (3000, 3000), 40  # pixels; more than the threads of an event loop's own pool
 ROUTES = {"GET", "POST", "stream", "replay", "edit", "OpenAI", "OpenAI stream"}
 NO_ROOM = {503, 504}
 TO_GOOD_REQUESTS, TO_NONSENSE = {200, *NO_ROOM}, {304, 400, 404, 406, 413, 415, 422, *NO_ROOM}
@@ -113,6 +116,15 @@ def reference(client: ImagineClient, number: int) -> Reference:
     image, facts = png.decode(picture)
     changed = png.encode(ImageOps.invert(image), facts)
     return Reference(picture, base64.b64decode(answer.json()["data"][0]["b64_json"]), changed)
+
+
+def fill_pool(url: str) -> None:
+    """The ingress reads pictures in threads, of which it has another one only once all it has are busy: so, with many large ones."""
+    file = BytesIO()
+    Image.new("L", LARGE).save(file, "PNG")
+    with ThreadPoolExecutor(AT_ONCE) as callers:
+        asked = partial(requests.post, f"{url}/replay", headers={"Content-Type": "image/png"}, timeout=300)
+        list(callers.map(asked, [file.getvalue()] * 2 * AT_ONCE))
 
 
 class Caller:
@@ -242,7 +254,8 @@ def main(argv: list[str] | None = None) -> int:
     with serving.cluster() as address, serving.served(address) as url:
         client = ImagineClient(url)
         references = [reference(client, number) for number in range(SUBJECTS)]
-        # By more than will come: pools of threads are filled, which grow only when all of theirs are busy, and caches warm.
+        # By more than will come: pools of threads are filled, and caches warm.
+        fill_pool(url)
         asyncio.run(storm(url, references, 2 * args.clients, 10.0, args.seed + 1000))
         time.sleep(5)
         before, processes = serving.tasks_of(), {child.pid for child in serving.processes(REPLICA)}
