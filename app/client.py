@@ -86,7 +86,7 @@ class ImagineClient:
 
     A busy service is asked again up to `retries` times, each after the seconds it names itself, while all that is within `timeout_s` (ten
     minutes if not given). Whoever watches the steps gets `ServiceBusy` at once, to show the wait instead of sitting through it.
-    `timeout_s` is the longest that the service may take each time, its queue included; what it could not make then it refuses at once.
+    `timeout_s` is the longest that the service may take each time, its queue included; what is too much for that it refuses at once.
     """
 
     def __init__(
@@ -105,8 +105,8 @@ class ImagineClient:
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         if timeout_s is not None:
             self._headers["X-Request-Timeout-Seconds"] = str(timeout_s)
-        self._retries, self._timeout_s = retries, timeout_s
-        self._answer_within_s = (ANSWER_TIMEOUT_S if timeout_s is None else timeout_s) + SPARE_S
+        self._retries, self._timeout_s = retries, ANSWER_TIMEOUT_S if timeout_s is None else timeout_s
+        self._answer_within_s = self._timeout_s + SPARE_S
 
     @cached_property
     def capabilities(self) -> Capabilities:
@@ -169,7 +169,7 @@ class ImagineClient:
         return Retrying(
             retry=retry_if_exception_type(ServiceBusy),
             wait=_as_told,
-            stop=stop_after_attempt(self._retries + 1) | stop_before_delay(self._timeout_s or ANSWER_TIMEOUT_S),
+            stop=stop_after_attempt(self._retries + 1) | stop_before_delay(self._timeout_s),
             sleep=sleep_using_event(cancel),
             reraise=True,
         )

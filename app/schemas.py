@@ -116,7 +116,7 @@ class Capabilities(BaseModel):
     max_num_images_per_prompt: int = 1  # with seeds one after another, made together
 
     def limited(self, max_num_inference_steps: int = MAX_STEPS) -> Self:
-        """The same with fewer steps allowed, and defaults that keep to the limits on steps and pixels."""
+        """The same with at most so many steps allowed, and defaults that keep to the limits on steps and pixels."""
         side = min(self.width, math.isqrt(self.max_pixels) // self.size_multiple * self.size_multiple)
         fits = self.width * self.height <= self.max_pixels
         return self.model_copy(

@@ -61,7 +61,7 @@ install() {
     if [ -x "$PYTHON" ] && installed "$@"; then return 0; fi
     trap stop INT TERM
     [ ! -x "$PYTHON" ] || fits "$PYTHON" ||
-        fail "The environment .venv has another Python than 3.11, 3.12 or 3.13. Remove the folder and run this again."
+        fail "The environment .venv has no Python 3.11, 3.12 or 3.13 that runs. Remove the folder and run this again."
     if ! is_whole; then
         free=$(df -Pm . | awk 'NR == 2 { print $4 }')
         [ "$free" -ge "$MIN_FREE_MB" ] || fail "The disk is full: $free MB are free here and about $MIN_FREE_MB MB are needed."

@@ -124,7 +124,9 @@ def fill_pool(url: str) -> None:
     Image.new("L", LARGE).save(file, "PNG")
     with ThreadPoolExecutor(AT_ONCE) as callers:
         asked = partial(requests.post, f"{url}/replay", headers={"Content-Type": "image/png"}, timeout=300)
-        list(callers.map(asked, [file.getvalue()] * 2 * AT_ONCE))
+        answers = {answer.status_code for answer in callers.map(asked, [file.getvalue()] * 2 * AT_ONCE)}
+    if answers != {422}:  # not made here, which is seen only once it was read
+        raise RuntimeError(f"large pictures were answered with {answers}")
 
 
 class Caller:

@@ -76,8 +76,9 @@ def load(
         library.logging.disable_progress_bar()  # of loading from the disk; the hub's own bars of downloads stay
     if dtype == "auto":
         dtype = "float16" if device == "cuda" else "float32"
-    # With the 10 bits that a GPU takes of single precision for convolutions, a picture would depend on who shares its steps.
-    torch.backends.cudnn.allow_tf32 = dtype != "float32"
+    if dtype == "float32":
+        # With the 10 bits that a GPU takes of it for convolutions, a picture would depend on who shares its steps.
+        torch.backends.cudnn.allow_tf32 = False
     known = SHORT_NAMES.get(model, ShortName(location=model))
     pipe = _load_pipeline(known.location, dtype, revision)
     if known.scheduler is not None:

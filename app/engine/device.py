@@ -77,7 +77,7 @@ class Device:
         as_one = _tried(functools.partial(_joined, calls)) if joinable and len(calls) > 1 else None
         if isinstance(as_one, list):
             return Computed(as_one, time.monotonic() - start, in_one_call=True)
-        # Not in a comprehension: the frame of one would be in an error's traceback, and hold the last call.
+        # Not in a comprehension: an error's frames lead to the frame of one, which is not forgotten with them and would hold the last call.
         apart = list(map(_tried, (functools.partial(call.shared.alone, *call.args, **call.kwargs) for call in calls)))
         succeeded = not any(isinstance(part, Exception) for part in apart)
         if succeeded and not joinable and len(calls) > 1:

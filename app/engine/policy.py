@@ -62,11 +62,13 @@ class FairShare:
             known.largest = known.limit
 
     def _known(self, kind: Hashable) -> "Known":
-        if len(self._kinds) > MOST_KINDS:
-            # Callers choose sizes, so there is no end of kinds. What is in use is soon known again, but for the latest that did not work.
+        known = self._kinds.pop(kind, None) or Known(self._max_batch_size)
+        if len(self._kinds) >= MOST_KINDS:
+            # Callers choose sizes, so there is no end of kinds. What is in use is soon known again, but for those that did not work.
             limited = [(kind, known) for kind, known in self._kinds.items() if known.limit < self._max_batch_size]
             self._kinds = dict(limited[-MOST_KINDS // 2 :])
-        return self._kinds.setdefault(kind, Known(self._max_batch_size))
+        self._kinds[kind] = known  # the last: they are in the order of their use
+        return known
 
 
 class Known:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from app.schemas import GeneratedImage, GenerationCancelled, ImageRequest, ImageSource, Progress, SourceError
 
 SECONDS_BETWEEN_TICKS = 0.5
+LONGEST_PAUSE_S = 600.0  # before a busy source is asked again: a proxy may name a day
 
 
 @dataclass(slots=True)
@@ -122,7 +123,7 @@ class Work:
                 return self._source.generate(picture.request, on_progress, self._cancel, previews=True)
             except SourceError as error:
                 picture.waits_for_room = True
-                if error.retry_after_s is None or not (others or self.stopping):
+                if error.retry_after_s is None or error.retry_after_s > LONGEST_PAUSE_S or not (others or self.stopping):
                     raise
                 if self._cancel.wait(error.retry_after_s):
                     raise GenerationCancelled from error

@@ -35,7 +35,7 @@ def version_name(root: Path, given: str | None, options: Sequence[str] = (), *, 
     """
     if given is not None and not NAME.fullmatch(given):
         raise Refused(f"--version must be 1 to 64 letters, digits or any of ._+-, got {given!r}")
-    changed = _changes(root)
+    changed = [] if given is not None and allow_dirty else _changes(root)
     if changed and not allow_dirty:
         shown = ", ".join(line[3:] for line in changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
         raise Refused(f"there are changes that are in no commit ({shown}); commit them, or pass --allow-dirty")
@@ -111,8 +111,8 @@ def _digest(root: Path) -> str:
 
 
 def _git(root: Path, *command: str) -> str | None:
-    """What git says, or None if this is no checkout. Raises `Refused` for one of somebody else's, which git does not read, and without
-    git."""
+    """What git says, or None if it fails, as where there is no checkout. Raises `Refused` for a checkout of somebody else's, which git does
+    not read, and for one where there is no git."""
     told = ["git", "-C", str(root), *command]
     try:
         done = subprocess.run(told, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})

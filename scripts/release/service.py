@@ -79,11 +79,10 @@ def read(path: Path, version: str, overrides: Mapping[str, str] | None = None, *
     except (OSError, yaml.YAMLError) as error:
         raise Refused(f"{path} cannot be read: {error}") from error
     match fields:
-        case {"name": str(), "applications": [dict() as application]}:
-            pass
+        case {"name": str(), "applications": [dict() as application]} if isinstance(given := application.get("args") or {}, dict):
+            args = given | dict(overrides or {}) | {"version": version}
         case _:
-            raise Refused(f"{path} must be a mapping with a name, and with exactly one application under applications")
-    args = (application.get("args") or {}) | dict(overrides or {}) | {"version": version}
+            raise Refused(f"{path} must be a mapping with a name, and with one application under applications, whose args are a mapping")
     settings = _settings(path, args)
     known = settings.model_dump(mode="json") | {"tokens": args.get("tokens")}  # dumped, they would be stars
     fields |= {"version_name": version, "applications": [application | {"args": {name: known[name] for name in args}}]}

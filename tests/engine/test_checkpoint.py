@@ -40,7 +40,8 @@ def test_a_short_name_and_its_folder_are_the_same_checkpoint() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [("float32", False), ("bfloat16", True)])
-def test_single_precision_is_all_of_it_on_a_gpu_too(dtype: str, allowed: bool) -> None:
+def test_single_precision_is_all_of_it_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch, dtype: str, allowed: bool) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     checkpoint.load("tiny", dtype=dtype)
     assert torch.backends.cudnn.allow_tf32 == allowed
 

@@ -133,6 +133,15 @@ def test_however_many_kinds_cannot_be_joined_the_shares_of_others_are_kept_and_n
     assert len(policy._kinds) <= MOST_KINDS + 1
 
 
+def test_what_cannot_be_joined_is_remembered_as_long_as_it_is_used() -> None:
+    policy = FairShare(8)
+    policy.lower_limit("used", 1)
+    for number in range(2 * MOST_KINDS):
+        policy.lower_limit(number, 1)
+        policy.took("used", 1.0)
+    assert policy.limit("used") == 1
+
+
 class Device:
     """Up to `best` calls take one second together, every further one another second."""
 

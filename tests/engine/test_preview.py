@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from app.engine.engine import ImageEngine
 from app.engine.preview import Preview
@@ -45,7 +46,16 @@ def test_without_asking_there_is_no_preview(engine: ImageEngine) -> None:
 
 def test_previews_do_not_change_the_picture(engine: ImageEngine) -> None:
     asked = ImageRequest(prompt="a star", num_inference_steps=3, seed=1)
-    assert engine.generate(asked, previews=True).png == engine.generate(asked).png
+    shown: list[Progress] = []
+    assert engine.generate(asked, shown.append, previews=True).png == engine.generate(asked).png
+    assert all(progress.preview for progress in shown)
+
+
+def test_the_warm_up_makes_previews_too(start: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+    monkeypatch.setattr(Preview, "__call__", lambda preview, latents: made.append(latents))
+    start(small("sd1")).warm_up()
+    assert len(made) == 2 * 3  # steps of three pictures
 
 
 def test_a_family_that_packs_its_latents_into_a_sequence_has_no_previews(start: Engines) -> None:

@@ -25,6 +25,8 @@ class Failing(Watched):
 class WithOnePlace(Watched):
     """Refuses whoever comes while it makes a picture."""
 
+    pause_s = 0.01
+
     def __init__(self, engine: ImageEngine) -> None:
         super().__init__(engine)
         self.place = threading.Lock()
@@ -34,7 +36,7 @@ class WithOnePlace(Watched):
         if not self.place.acquire(blocking=False):
             self.refused += 1
             busy = SourceError("no room")
-            busy.retry_after_s = 0.01
+            busy.retry_after_s = self.pause_s
             raise busy
 
     def let_out(self) -> None:
@@ -88,6 +90,17 @@ def test_what_a_source_has_no_room_for_beside_the_others_is_asked_again(engine: 
     assert len(finished(panel).images) == 4
     assert source.refused > 0
     assert source.most_in_flight == 1
+
+
+def test_nobody_waits_a_day_for_room_because_a_proxy_says_so(engine: ImageEngine) -> None:
+    source = WithOnePlace(engine)
+    source.pause_s = 86400.0
+    panel = quick(source, pictures=4)
+    panel.generate()
+    assert panel.wait(PATIENCE_S)
+    assert 0 < source.refused < 4
+    assert len(panel.images) == 4 - source.refused
+    assert "no room" in panel.problem.lower()
 
 
 class FullOfOthers(Watched):

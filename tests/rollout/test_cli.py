@@ -103,6 +103,7 @@ def test_what_is_wrong_is_said_before_anybody_is_called(
         "",
         "name: imagine",
         "name: imagine\napplications: [null]",
+        "name: imagine\napplications: [{args: [1]}]",
         "applications: [{import_path: a:b}]",
         "applications: [{import_path: a:b}, {import_path: c:d}]",
         "a: [",

@@ -164,9 +164,9 @@ def test_the_environment_of_whoever_rolls_out_is_no_setting_of_the_service(check
     assert "tokens" not in service.application["args"]
 
 
-@pytest.mark.parametrize("broken", ["its index", "no git"])
+@pytest.mark.parametrize(("broken", "told"), [("its index", "does not tell what has changed"), ("no git", "no git on the PATH")])
 def test_changes_that_git_cannot_tell_are_not_taken_for_none(
-    checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, broken: str
+    checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, broken: str, told: str
 ) -> None:
     folder = shutil.copytree(checkout, tmp_path / "copy")
     if broken == "its index":
@@ -174,7 +174,8 @@ def test_changes_that_git_cannot_tell_are_not_taken_for_none(
     else:
         monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["deploy", "--file", str(folder / "service.yaml"), "--version", "mine", *PINNED]) == Exit.REFUSED
-    assert "git" in capsys.readouterr().err
+    assert told in capsys.readouterr().err
+    assert main(["status", "--file", str(folder / "service.yaml"), "--dry-run"]) == Exit.DONE, "it needs no changes"
 
 
 def test_the_token_of_the_service_is_sent_in_place_of_what_a_netrc_has(
