@@ -59,9 +59,11 @@ def test_the_explorer_knows_nothing_of_torch_ray_or_http() -> None:
 
 def test_only_the_settings_read_the_environment() -> None:
     """`startup` adds to what the environment excepts from its proxies."""
-    readers = {
-        room(path) for path in APP if {"environ", "getenv"} & {getattr(node, "attr", "") for node in ast.walk(ast.parse(path.read_text()))}
-    }
+
+    def words(path: Path) -> set[str]:
+        return {getattr(node, key, "") for node in ast.walk(ast.parse(path.read_text())) for key in ("attr", "id", "name")}
+
+    readers = {room(path) for path in APP if {"environ", "getenv"} & words(path)}
     assert readers == {"settings", "startup"}
 
 

@@ -50,7 +50,7 @@ class TestMemory:
         expected = [alone(loaded, request(number)) for number in range(6)]
         tried = rows_of_calls(monkeypatch, loaded, most=6)
         made = together(start(loaded), [request(number) for number in range(6)])
-        assert sum(rows > 6 for rows in tried) <= 2
+        assert 1 <= sum(rows > 6 for rows in tried) <= 2
         assert max(np.abs(pixels(one.image) - other).max() for one, other in zip(made, expected, strict=True)) <= 1
         assert 2 <= most_shared(batches) <= 3
 
@@ -150,10 +150,10 @@ class TestAlone:
                 raise ValueError
 
         break_calls(monkeypatch, loaded, only_one)
-        monkeypatch.setattr(batching, "PATIENCE_S", math.inf)
         engine = start(loaded)
         compute_as_with_a_gpu(engine)
         together(engine, [request(0), request(1)])
+        monkeypatch.setattr(batching, "PATIENCE_S", math.inf)
         with one_held_in_the_loop(engine), ThreadPoolExecutor(1) as thread:
             assert_right(loaded, thread.submit(engine.generate, request(2)).result(DEADLINE_S))
 

@@ -50,11 +50,17 @@ def test_tensors_in_dictionaries_are_joined_too() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [call(2, side=6), call(2, scale=2.0), call(2, extra={"text": torch.zeros(2, 5, 6)}), call(2, return_dict=False)],
+    [
+        call(2, side=6, scale=1.0, return_dict=True),
+        call(2, scale=2.0, return_dict=True),
+        call(2, scale=1.0, return_dict=True, extra={"text": torch.zeros(2, 5, 6)}),
+        call(2, scale=1.0, return_dict=False),
+    ],
     ids=["size", "a number", "a tensor more", "a flag"],
 )
 def test_calls_that_differ_in_anything_else_are_not_joined(other: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
-    one, two = signature(call(2), other)
+    one, same, two = signature(*[call(2, scale=1.0, return_dict=True)] * 2, other)
+    assert one == same
     assert one != two
 
 

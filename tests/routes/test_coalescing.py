@@ -115,14 +115,27 @@ def test_identical_requests_share_one_generation_and_each_gets_its_answer() -> N
     run(scenario())
 
 
+OTHERWISE: dict[str, object] = {
+    "prompt": "a heart",
+    "negative_prompt": "blue",
+    "width": 64,
+    "height": 64,
+    "num_inference_steps": 3,
+    "guidance_scale": 1.5,
+    "seed": 2,
+    "scheduler": "HeunDiscreteScheduler",
+}
+
+
 def test_requests_that_differ_in_any_field_do_not() -> None:
     async def scenario() -> None:
         service = Service()
         service.kiln.open.set()
-        others = [STAR.model_copy(update=fields) for fields in ({"seed": 2}, {"prompt": "a heart"}, {"width": 64})]
+        others = [STAR.model_copy(update={name: value}) for name, value in OTHERWISE.items()]
         await asyncio.gather(service.ask(STAR), service.ask(STAR, others[0]), *map(service.ask, others))
-        assert (service.kiln.begun, service.joined) == (5, 0)
+        assert (service.kiln.begun, service.joined) == (2 + len(others), 0)
 
+    assert OTHERWISE.keys() == ImageRequest.model_fields.keys()
     run(scenario())
 
 
