@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import requests
 from pydantic import ValidationError
+from requests.auth import AuthBase
 from sseclient import SSEClient
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt, stop_before_delay
 from urllib3.exceptions import InvalidHeader, MaxRetryError
@@ -81,6 +82,17 @@ class ServiceFailed(ImagineError):
     pass
 
 
+class Bearer(AuthBase):
+    """The token, if any, in place of what a .netrc has for the host."""
+
+    def __init__(self, token: str | None) -> None:
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers.update(self._headers)
+        return request
+
+
 class ImagineClient:
     """An `ImageSource`: makes images with the app served at `base_url`. One client serves many threads.
 
@@ -102,9 +114,8 @@ class ImagineClient:
         self.base_url = base_url.rstrip("/")
         # A proxy that the environment names cannot reach this machine's own services.
         self._proxies = {"no_proxy": host} if host in ("localhost", "127.0.0.1", "::1") else None
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        if timeout_s is not None:
-            self._headers["X-Request-Timeout-Seconds"] = str(timeout_s)
+        self._headers = {} if timeout_s is None else {"X-Request-Timeout-Seconds": str(timeout_s)}
+        self._auth = Bearer(token)
         self._retries, self._timeout_s = retries, ANSWER_TIMEOUT_S if timeout_s is None else timeout_s
         self._answer_within_s = self._timeout_s + SPARE_S
 
@@ -230,10 +241,8 @@ class ImagineClient:
 
     def _ask(self, method: str, path: str, answer_within_s: float, **options: Any) -> requests.Response:  # noqa: ANN401
         try:
-            timeout = CONNECT_TIMEOUT_S, answer_within_s
-            answer = requests.request(
-                method, self.base_url + path, auth=self._authorized, timeout=timeout, proxies=self._proxies, **options
-            )
+            options |= {"auth": self._auth, "timeout": (CONNECT_TIMEOUT_S, answer_within_s), "proxies": self._proxies}
+            answer = requests.request(method, self.base_url + path, headers=self._headers | options.pop("headers", {}), **options)
             if not answer.ok:
                 raise _error(answer, _told_error(answer))
         except requests.Timeout as error:
@@ -245,11 +254,6 @@ class ImagineClient:
                 raise ServiceUnreachable(f"nothing answers at {self.base_url}; start it with `serve run app:entrypoint`") from error
             raise ServiceUnreachable(f"the connection to {self.base_url} was lost; the same request can be sent again") from error
         return answer
-
-    def _authorized(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """In place of what a .netrc has for the host, which would overwrite the token."""
-        request.headers.update(self._headers)
-        return request
 
 
 def _host_of(base_url: str) -> str | None:
@@ -271,11 +275,8 @@ def _error(answer: requests.Response, told: ErrorAnswer) -> Exception:
         return RefusedRequest(*told.details)
     if answer.status_code in (401, 403):
         return AccessDenied(f"{told.message}; pass the service's token as ImagineClient(..., token=...)")
-    if (
-        answer.status_code in (408, 504)
-        or told.error == "deadline_passed"
-        or (told.error == "deadline_too_short" and told.retry_after_s is None)
-    ):
+    too_late = told.error == "deadline_passed" or (told.error == "deadline_too_short" and told.retry_after_s is None)
+    if too_late or answer.status_code in (408, 504):
         return DeadlineMissed(told.message)
     if answer.status_code == 503 or told.error in BUSY:
         return ServiceBusy(told.message, _retry_after_s(answer, told))

@@ -16,6 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from app import png
+from app.client import Bearer
 from app.schemas import ErrorAnswer
 from scripts.release.outcome import Failed
 
@@ -94,13 +95,7 @@ class _Asking:
     def __init__(self, url: str, token: str | None, version: str, limits: Limits) -> None:
         self._url, self._version, self._limits = url.rstrip("/"), version, limits
         self._session = requests.Session()
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._session.auth = self._authorized
-
-    def _authorized(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """In place of what a .netrc has for the host, which would overwrite the token."""
-        request.headers.update(self._headers)
-        return request
+        self._session.auth = Bearer(token)
 
     def until_ready(self) -> None:
         deadline = time.monotonic() + self._limits.ready_s

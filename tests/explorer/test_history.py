@@ -28,12 +28,12 @@ def filled(panel: PromptExplorer, tmp_path: Path) -> PromptExplorer:
     return panel
 
 
-def save_again(path: Path, to: Path, **settings: object) -> None:
-    """With other settings in it, and a fact that no service tells yet."""
+def save_again(path: Path, to: Path, settings: dict[str, object], **facts: object) -> None:
+    """With other settings and facts in it."""
     image = Image.open(path)
-    facts = json.loads(image.info[png.FACTS_CHUNK])
+    told = json.loads(image.info[png.FACTS_CHUNK])
     chunks = PngInfo()
-    chunks.add_itxt(png.FACTS_CHUNK, json.dumps(facts | {"more": 1, "request": facts["request"] | settings}))
+    chunks.add_itxt(png.FACTS_CHUNK, json.dumps(told | facts | {"request": told["request"] | settings}))
     image.save(to, pnginfo=chunks)
 
 
@@ -65,14 +65,14 @@ def test_files_that_were_not_made_here_are_counted_and_left_out(filled: PromptEx
 
 def test_a_file_whose_settings_were_taken_out_is_counted_and_left_out(filled: PromptExplorer) -> None:
     folder = Path(filled.history.folder.value)
-    save_again(min(folder.glob("*.png")), folder / "less.png", guidance_scale=None)
+    save_again(min(folder.glob("*.png")), folder / "less.png", {"guidance_scale": None})
     filled.history.load()
     assert filled.history.said == "2 pictures loaded; 1 more could not be read, or were not made here"
 
 
 def test_a_picture_of_a_newer_service_is_loaded_without_the_facts_that_are_unknown_here(filled: PromptExplorer) -> None:
     folder = Path(filled.history.folder.value)
-    save_again(min(folder.glob("*.png")), folder / "newer.png", mood="calm")
+    save_again(min(folder.glob("*.png")), folder / "newer.png", {"mood": "calm"}, more=1)
     filled.history.load()
     assert filled.history.said == "3 pictures loaded"
 
@@ -119,11 +119,7 @@ def test_a_disk_that_is_full_leaves_no_half_picture(filled: PromptExplorer, tmp_
 
 def test_a_picture_that_was_painted_over_another_says_so(filled: PromptExplorer) -> None:
     folder = Path(filled.history.folder.value)
-    image = Image.open(min(folder.glob("*.png")))
-    facts = json.loads(image.info[png.FACTS_CHUNK]) | {"edit": {"image_sha256": "0" * 64, "strength": 0.5}}
-    chunks = PngInfo()
-    chunks.add_itxt(png.FACTS_CHUNK, json.dumps(facts))
-    image.save(folder / "edited.png", pnginfo=chunks)
+    save_again(min(folder.glob("*.png")), folder / "edited.png", {}, edit={"image_sha256": "0" * 64, "strength": 0.5})
     filled.history.load()
     filled.gallery.tiles[0].button.click()
     assert "another picture, strength 0.5" in filled.gallery.facts.value
