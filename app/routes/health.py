@@ -1,4 +1,4 @@
-"""Is the process alive, can it make pictures, and which."""
+"""Is the process alive, can it make pictures, and which. Monitors and load balancers may ask the first two with HEAD."""
 
 from fastapi import APIRouter
 
@@ -10,11 +10,13 @@ from app.schemas import Capabilities, ErrorAnswer
 def router(backend: Backend) -> APIRouter:
     routes = APIRouter()
 
+    @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz")
     async def healthz() -> dict[str, str]:
         """The process that speaks HTTP is alive."""
         return {"status": "alive"}
 
+    @routes.head("/readyz", include_in_schema=False)
     @routes.get("/readyz", responses={503: {"model": ErrorAnswer, "description": "No replica has made a picture yet"}})
     async def readyz() -> dict[str, str]:
         """A replica has loaded the model and made a picture with it."""

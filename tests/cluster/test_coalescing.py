@@ -10,15 +10,16 @@ from PIL import Image
 
 from app.client import ImagineClient
 from app.schemas import ImageRequest
-from tests.cluster.test_serving import ROWS_OF_A_STEP, eventually
-from tests.cluster.test_worst_day import LONG, connected, get, grows
+from tests.cluster.test_serving import ROWS_OF_A_STEP
+from tests.cluster.test_worst_day import LARGE, LONG, connected, get, grows
 from tests.engine.together import pixels
+from tests.eventually import eventually
 
 
 def test_identical_requests_share_one_generation_and_the_first_one_may_leave(
     client: ImagineClient, denoiser_rows: Callable[[], int]
 ) -> None:
-    asked = LONG | {"num_inference_steps": 100}
+    asked = LONG | LARGE | {"num_inference_steps": 100}
     expected = pixels(client.generate(ImageRequest.model_validate(asked)).image)
     before, under_way = denoiser_rows(), grows(denoiser_rows, ROWS_OF_A_STEP)
     with ThreadPoolExecutor(3) as threads:

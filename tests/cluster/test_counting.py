@@ -9,8 +9,9 @@ from ray import serve
 
 from app.client import ImagineClient
 from scripts import serving
-from tests.cluster.test_serving import eventually, serve_tiny
+from tests.cluster.test_serving import serve_tiny
 from tests.cluster.test_worst_day import LARGE, LONG, connected, get, metric
+from tests.eventually import eventually
 
 EXPECTED = {"made": 3, "denoised": 2, "shared a picture": 1, "bad": 1, "hasty": 1, "turned away": 1, "left": 1}
 COUNTED = {

@@ -5,7 +5,8 @@ from ray import serve
 
 from app.client import ImagineClient
 from scripts import fuzz, serving
-from tests.cluster.test_serving import eventually, is_quiet, serve_tiny
+from tests.cluster.test_serving import is_quiet, serve_tiny
+from tests.eventually import eventually
 
 
 def test_every_answer_is_one_the_document_promises_and_nothing_is_left_running(

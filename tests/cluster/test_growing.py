@@ -11,8 +11,9 @@ from ray import serve
 from app.client import ImagineClient
 from app.routes.ingress import running_replicas
 from app.schemas import GenerationCancelled, ImageRequest, Progress
-from tests.cluster.test_serving import eventually, serve_tiny
+from tests.cluster.test_serving import serve_tiny
 from tests.cluster.test_worst_day import LARGE, LONG
+from tests.eventually import eventually
 
 CALLERS = 3
 

@@ -13,10 +13,11 @@ from ray import serve
 from app.client import ImagineClient
 from app.routes.ingress import running_replicas
 from app.schemas import GeneratedImage, ImageRequest, Progress
-from tests.cluster.test_serving import eventually, serve_tiny
+from tests.cluster.test_serving import serve_tiny
 from tests.cluster.test_waiting import place_of
 from tests.cluster.test_worst_day import LARGE, LONG, replica_processes
 from tests.engine.together import pixels
+from tests.eventually import eventually
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ from ray import serve
 
 from app.client import AccessDenied, ImagineClient
 from app.schemas import ErrorAnswer, GeneratedImage, ImageRequest, Progress, Queued
-from tests.cluster.test_serving import ROWS_OF_A_STEP, eventually, serve_tiny
+from tests.cluster.test_serving import ROWS_OF_A_STEP, serve_tiny
 from tests.cluster.test_worst_day import LARGE, LONG, connected, get, metric, metric_lines, post
+from tests.eventually import eventually
 
 TOKENS = ("a-token-of-a-good-length", "another-one-for-rotation")
 TOKEN = f"Authorization: Bearer {TOKENS[0]}\r\n"
@@ -95,7 +96,7 @@ def test_a_full_queue_says_when_to_come_back_and_who_does_gets_a_picture(narrow:
 
 
 def test_those_who_wait_are_told_their_place(narrow: ImagineClient) -> None:
-    long = ImageRequest(prompt="a star", num_inference_steps=100)
+    long = ImageRequest.model_validate(LONG)
     with narrow.stream(long) as first, narrow.stream(long) as second, narrow.stream(long) as third:
         places = [next(one) for one in (first, second, third)]
         assert [place.position for place in places if isinstance(place, Queued)] == [0, 1, 2]

@@ -25,8 +25,9 @@ from app.client import ImagineClient
 from app.routes import ingress
 from app.schemas import Facts, ImageRequest, Progress
 from scripts import serving
-from tests.cluster.test_serving import ROWS_OF_A_STEP, eventually, serve_tiny
+from tests.cluster.test_serving import ROWS_OF_A_STEP, serve_tiny
 from tests.engine.together import pixels
+from tests.eventually import eventually
 
 LONG: dict[str, Any] = {"prompt": "a star", "num_inference_steps": 150, "seed": 1}
 LARGE: dict[str, Any] = {"width": 256, "height": 256}

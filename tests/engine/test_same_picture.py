@@ -37,7 +37,7 @@ def request(number: int, **fields: object) -> ImageRequest:
         "prompt": f"{'a red star, ' * (number % 3)}picture {number}",
         "negative_prompt": ["", "blue", "green things"][number % 3],
         "seed": number,
-        "num_inference_steps": 3 + number % 3,
+        "num_inference_steps": 8 + number % 3,
         "guidance_scale": [3.0, 7.5, 1.0, 5.0][number % 4],
         "width": 64,
         "height": 64,

@@ -209,9 +209,11 @@ def test_enter_and_a_click_at_the_same_moment_start_it_once(
 
     monkeypatch.setattr(panel, "_starting", lock)
     monkeypatch.setattr(panel.gallery, "begin", once_the_other_is_there)
+    source.hold()  # or the second could come after the end of the first, which is another picture
     enter = threading.Thread(target=panel.generate)
     enter.start()
     panel.generate()
     enter.join(PATIENCE_S)
+    source.door.set()
     finished(panel)
     assert len(source.asked) == 1

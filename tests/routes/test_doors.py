@@ -1,8 +1,10 @@
 """What is turned away before a route sees it, through real HTTP. `tests/cluster` has the rest of it on real Ray Serve."""
 
 import asyncio
+import gc
 import http.client
 import socket
+import weakref
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,7 +14,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.engine.engine import ImageEngine
 from app.routes import doors
-from app.schemas import ErrorAnswer
+from app.routes.errors import NotReady
+from app.schemas import ErrorAnswer, ImageRequest
 from tests.test_client import EngineBackend, serving
 
 DEADLINE_S = 30.0
@@ -37,6 +40,33 @@ def test_an_unexpected_error_names_the_version_too(engine: ImageEngine) -> None:
     with serving(EngineBackend(engine, ZeroDivisionError())) as url:
         answer = requests.get(f"{url}/imagine?prompt=a+star&num_inference_steps=1", timeout=DEADLINE_S)
     assert (answer.status_code, answer.json()["error"], answer.headers["X-Imagine-Version"]) == (500, "failed", "test")
+
+
+def test_an_error_keeps_nothing_of_its_request_until_the_garbage_is_collected() -> None:
+    held, sent = list[weakref.ref[ImageRequest]](), list[Message]()
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        request = ImageRequest(prompt="a star")
+        held.append(weakref.ref(request))
+        raise NotReady  # one that is not logged: pytest keeps what is
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()  # the caller stays
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def ask() -> None:
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+        await doors.Doors(route, "test", (), 1000, 1000)(scope, receive, send)
+        assert (sent[0]["status"], held[0]()) == (503, None)
+
+    gc.disable()
+    try:
+        asyncio.run(ask())
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("path", ["/imagine", "/v1/images/generations"])

@@ -129,6 +129,7 @@ def test_a_port_in_use_is_said_before_anything_is_started() -> None:
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert f"Port {port} is in use" in done.stderr
+    assert "start Ray" not in done.stdout
 
 
 def test_a_prompt_that_breaks_a_rule_is_said_before_anything_is_started(free_port: int) -> None:
