@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 
 import requests
 from pydantic import ValidationError
-from requests.auth import AuthBase
 from sseclient import SSEClient
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt, stop_before_delay
 from urllib3.exceptions import InvalidHeader, MaxRetryError
 from urllib3.util import Retry
 
 from app import png
+from app.bearer import Bearer
 from app.schemas import (
     Capabilities,
     ErrorAnswer,
@@ -57,6 +57,7 @@ class ImagineError(SourceError):
     ├── DeadlineMissed        the picture was not, or would not be, ready in the time it was given
     ├── AccessDenied          it wants a token, or another one
     └── ServiceFailed         any other answer that is no picture
+        └── ServiceMoved      it names another address
     """
 
 
@@ -82,15 +83,8 @@ class ServiceFailed(ImagineError):
     pass
 
 
-class Bearer(AuthBase):
-    """The token, if any, in place of what a .netrc has for the host."""
-
-    def __init__(self, token: str | None) -> None:
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers.update(self._headers)
-        return request
+class ServiceMoved(ServiceFailed):
+    pass
 
 
 class ImagineClient:
@@ -121,7 +115,7 @@ class ImagineClient:
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        answer = self._get("/capabilities", answer_within_s=LONGEST_SILENCE_S)
+        answer = self._ask("GET", "/capabilities", LONGEST_SILENCE_S)
         try:
             return Capabilities.model_validate_json(answer.content)
         except ValidationError as error:
@@ -157,7 +151,7 @@ class ImagineClient:
         return self._step_by_step(request, lambda progress: None, cancel, previews=False)
 
     def _whole(self, request: ImageRequest) -> GeneratedImage:
-        answer = self._get("/imagine", request.model_dump(exclude_none=True) | {"format": "png"})
+        answer = self._ask("POST", "/imagine", self._answer_within_s, json=request.model_dump(exclude_none=True) | {"format": "png"})
         phases = PHASE.findall(answer.headers.get("Server-Timing", ""))
         return self._generated(answer.content, {name: float(milliseconds) / 1000 for name, milliseconds in phases})
 
@@ -191,8 +185,8 @@ class ImagineClient:
 
         A busy service is not asked again. Leaving the `with` block closes the connection, which stops the work.
         """
-        query = request.model_dump(exclude_none=True) | {"previews": previews}
-        with self._get("/imagine/stream", query, stream=True, answer_within_s=LONGEST_SILENCE_S) as answer:
+        fields = request.model_dump(exclude_none=True) | {"previews": previews}
+        with self._ask("POST", "/imagine/stream", LONGEST_SILENCE_S, json=fields, stream=True) as answer:
             if not answer.headers.get("Content-Type", "").startswith("text/event-stream"):
                 raise ServiceFailed(f"{self.base_url} {NOT_OURS}")
             yield self._told(answer)
@@ -227,22 +221,20 @@ class ImagineClient:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                self._get("/readyz", answer_within_s=min(LONGEST_SILENCE_S, max(deadline - time.monotonic(), POLL_INTERVAL_S)))
+                self._ask("GET", "/readyz", min(LONGEST_SILENCE_S, max(deadline - time.monotonic(), POLL_INTERVAL_S)))
                 return
             except ImagineError as error:
-                if isinstance(error, AccessDenied) or not alive() or time.monotonic() > deadline:
+                if isinstance(error, AccessDenied | ServiceMoved) or not alive() or time.monotonic() > deadline:
                     raise
             time.sleep(POLL_INTERVAL_S)
 
-    def _get(
-        self, path: str, query: dict[str, Any] | None = None, *, stream: bool = False, answer_within_s: float | None = None
-    ) -> requests.Response:
-        return self._ask("GET", path, answer_within_s or self._answer_within_s, params=query, stream=stream)
-
     def _ask(self, method: str, path: str, answer_within_s: float, **options: Any) -> requests.Response:  # noqa: ANN401
+        """A prompt goes in the body: addresses are kept in logs, and proxies limit their length."""
+        options |= {"auth": self._auth, "timeout": (CONNECT_TIMEOUT_S, answer_within_s), "proxies": self._proxies, "allow_redirects": False}
         try:
-            options |= {"auth": self._auth, "timeout": (CONNECT_TIMEOUT_S, answer_within_s), "proxies": self._proxies}
             answer = requests.request(method, self.base_url + path, headers=self._headers | options.pop("headers", {}), **options)
+            if answer.is_redirect:  # followed, it would lose its body
+                raise ServiceMoved(f"{self.base_url} leads on to {answer.headers['Location'][:200]}; give the service's own address")
             if not answer.ok:
                 raise _error(answer, _told_error(answer))
         except requests.Timeout as error:

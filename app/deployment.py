@@ -180,6 +180,7 @@ def text_to_image(settings: Settings) -> Application:
         ray_actor_options=actor_options(settings),
         autoscaling_config={
             "min_replicas": settings.min_replicas,
+            "initial_replicas": settings.initial_replicas,
             "max_replicas": settings.max_replicas,
             "target_ongoing_requests": GROWS_AT * places_for_large(settings.max_batch_size),
             "policy": {"policy_function": by_pictures},
@@ -192,12 +193,13 @@ def text_to_image(settings: Settings) -> Application:
 
 
 def missing(settings: Settings) -> str | None:
-    """What the replicas that are always up ask for and this cluster does not have: Serve would wait for that without a word."""
-    here, replicas = ray.cluster_resources(), settings.min_replicas
+    """What the first replicas ask for and this cluster does not have: Serve would wait for that without a word."""
+    here, replicas = ray.cluster_resources(), settings.first_replicas
+    field = "initial_replicas" if settings.initial_replicas else "min_replicas"
     for option, resource in (("num_gpus", "GPU"), ("num_cpus", "CPU")):
         needed, there = replicas * (actor_options(settings).get(option) or 0), here.get(resource, 0)
         if needed > there:
-            return f"min_replicas={replicas} with device={settings.device} needs {needed:g} {resource}s, and Ray has {there:g}"
+            return f"{field}={replicas} with device={settings.device} needs {needed:g} {resource}s, and Ray has {there:g}"
     return None
 
 

@@ -20,13 +20,14 @@ def _as_secrets(tokens: object) -> object:
     if isinstance(tokens, str):
         tokens = [token.strip() for token in tokens.split(",") if token.strip()]
     if isinstance(tokens, list | tuple):
-        return [token if isinstance(token, SecretStr) else SecretStr(str(token)) for token in tokens]
+        return [token if isinstance(token, SecretStr) else SecretStr(str(token).strip()) for token in tokens]
     return SecretStr(str(tokens))
 
 
 def _long_enough(tokens: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-    if any(len(token) < SHORTEST_TOKEN or not token.get_secret_value().isascii() for token in tokens):
-        raise ValueError(f"each must have at least {SHORTEST_TOKEN} characters, all of them ASCII")
+    texts = [token.get_secret_value() for token in tokens]
+    if not all(len(text) >= SHORTEST_TOKEN and text.isascii() and text.isprintable() for text in texts):
+        raise ValueError(f"each must have at least {SHORTEST_TOKEN} characters, all of them printable ASCII")
     return tokens
 
 
@@ -52,7 +53,12 @@ class Settings(BaseSettings):
     ] = False
     min_replicas: Annotated[int, Field(ge=1, le=99, description="Model replicas that are always up")] = 1
     max_replicas: Annotated[
-        int | None, Field(ge=1, le=99, description="Model replicas under load; 99 on GPUs and `min_replicas` on a CPU if not given")
+        int | None,
+        Field(ge=1, le=99, description="Model replicas under load; 99 on GPUs, `initial_replicas` or `min_replicas` on a CPU if not given"),
+    ] = None
+    initial_replicas: Annotated[
+        int | None,
+        Field(ge=1, le=99, description="Model replicas that a version begins with; if not given as many as run already, or `min_replicas`"),
     ] = None
     max_batch_size: Annotated[
         int, Field(ge=1, le=64, description="Pictures that a replica makes at once, sharing the denoiser's calls")
@@ -107,6 +113,14 @@ class Settings(BaseSettings):
             raise ValueError(f"must be at least min_replicas, which is {fewest}")
         return max_replicas
 
+    @field_validator("initial_replicas")
+    @classmethod
+    def _is_between_the_two(cls, initial_replicas: int | None, others: ValidationInfo) -> int | None:
+        fewest, most = others.data.get("min_replicas", 1), others.data.get("max_replicas") or 99
+        if initial_replicas is not None and not fewest <= initial_replicas <= most:
+            raise ValueError(f"must be from min_replicas to max_replicas, which are {fewest} and {most}")
+        return initial_replicas
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -118,8 +132,14 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, the environment, and its variables that only look like settings, which are so refused by name."""
         known = {f"{PREFIX}{name}".upper() for name in cls.model_fields}
-        unknown = {name: SecretStr(value) for name, value in os.environ.items() if name.startswith(PREFIX) and name.upper() not in known}
+        ours = {name: value for name, value in os.environ.items() if name.upper().startswith(PREFIX)}
+        unknown = {name: SecretStr(value) for name, value in ours.items() if name.upper() not in known}
         return init_settings, env_settings, InitSettingsSource(settings_cls, dict[str, Any](unknown))
+
+    @property
+    def first_replicas(self) -> int:
+        """How many a new service begins with."""
+        return self.initial_replicas or self.min_replicas
 
     def decided(self, visible_gpus: Callable[[], int], visible_cpus: Callable[[], int]) -> Self:
         """The same settings with model, device and size decided. What is visible is looked at only if it was left open."""
@@ -131,7 +151,7 @@ class Settings(BaseSettings):
             update={
                 "device": device,
                 "model": ("sd2" if on_gpu else "tiny") if self.model == "auto" else self.model,
-                "max_replicas": self.max_replicas or (99 if on_gpu else self.min_replicas),
+                "max_replicas": self.max_replicas or (99 if on_gpu else self.first_replicas),
                 "cpu_threads": self.cpu_threads or visible_cpus(),
             }
         )

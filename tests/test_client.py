@@ -1,10 +1,12 @@
 """The client against real HTTP servers that are in trouble. `tests/cluster` has it against the real app."""
 
+import re
 import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import takewhile
 
 import pytest
 import uvicorn
@@ -137,8 +139,10 @@ def answering(raw: bytes, heard: list[bytes] | None = None) -> Iterator[str]:
 
     def answer() -> None:
         connection, _ = listener.accept()
-        with connection:
-            asked = connection.recv(65536)
+        with connection, connection.makefile("rb") as sent:
+            head = b"".join(takewhile(lambda line: line != b"\r\n", sent))
+            length = re.search(rb"Content-Length: (\d+)", head)
+            asked = head + sent.read(int(length[1]) if length else 0)  # or its rest would break the connection
             if heard is not None:
                 heard.append(asked)
             connection.sendall(raw)

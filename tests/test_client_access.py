@@ -1,6 +1,7 @@
 """How `ImagineClient` reaches a service: addresses, tokens, and services newer than itself."""
 
 import json
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 from PIL.PngImagePlugin import PngInfo
 
 from app import png
-from app.client import AccessDenied, ImagineClient, ServiceBusy, ServiceFailed
+from app.client import AccessDenied, ImagineClient, ServiceBusy, ServiceFailed, ServiceMoved
 from app.engine.engine import ImageEngine
+from app.schemas import Progress
 from tests.test_client import STAR, EngineBackend, answering, serving
 
 
@@ -35,6 +37,25 @@ def test_the_token_is_sent_without_the_end_of_its_line_and_in_place_of_what_a_ne
     with answering(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno", heard) as url, pytest.raises(AccessDenied):
         ImagineClient(url, token="right\n").generate(STAR)
     assert b"\r\nAuthorization: Bearer right\r\n" in heard[0]
+
+
+@pytest.mark.parametrize("on_progress", [None, lambda progress: None], ids=["at once", "in a stream"])
+def test_a_prompt_is_in_no_address_which_logs_keep_and_proxies_limit(on_progress: Callable[[Progress], None] | None) -> None:
+    heard: list[bytes] = []
+    with answering(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno", heard) as url, pytest.raises(ServiceFailed):
+        ImagineClient(url).generate(STAR, on_progress)
+    first, rest = heard[0].split(b"\r\n", 1)
+    assert b"star" not in first
+    assert b'"prompt": "a star"' in rest
+
+
+def test_an_address_that_leads_on_to_another_names_it() -> None:
+    moved = b"HTTP/1.1 301 Moved Permanently\r\nLocation: https://imagine.example/imagine\r\nContent-Length: 0\r\n\r\n"
+    with (
+        answering(moved) as url,
+        pytest.raises(ServiceMoved, match=r"leads on to https://imagine\.example/imagine; give the service's own"),
+    ):
+        ImagineClient(url).wait_until_ready(timeout_s=60)
 
 
 def test_a_proxy_of_the_environment_is_not_asked_for_what_this_machine_serves(engine: ImageEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ WHOLE = b'event: queued\ndata: {"position": 1, "expected_wait_s": 2.0}\n\n'
 class CutOff(BaseHTTPRequestHandler):
     """As some proxies do, its answer ends with the connection, which ends in the middle of an event."""
 
-    def do_GET(self) -> None:
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()

@@ -51,9 +51,9 @@ def test_waiting_ends_at_its_deadline_with_the_reason(engine: ImageEngine, monke
 
 
 class BusyAtFirst(EngineBackend):
-    """Refuses `refusals` requests, each until 50 ms later."""
+    """Refuses `refusals` requests, each until `retry_after_s` later."""
 
-    def __init__(self, engine: ImageEngine, refusals: int, retry_after_s: float = 0.05) -> None:
+    def __init__(self, engine: ImageEngine, refusals: int, retry_after_s: float) -> None:
         super().__init__(engine)
         self.left, self.retry_after_s = refusals, retry_after_s
 

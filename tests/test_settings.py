@@ -39,9 +39,10 @@ def test_an_unknown_argument_is_refused_by_name() -> None:
         Settings.model_validate({"modle": "tiny"})
 
 
-def test_an_unknown_variable_with_our_prefix_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("IMAGINE_MODLE", "tiny")
-    with pytest.raises(ValidationError, match="IMAGINE_MODLE"):
+@pytest.mark.parametrize("name", ["IMAGINE_MODLE", "imagine_modle"])
+def test_an_unknown_variable_with_our_prefix_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "tiny")
+    with pytest.raises(ValidationError, match=name):
         Settings()
 
 
@@ -53,6 +54,8 @@ def test_an_unknown_variable_with_our_prefix_is_refused_by_name(monkeypatch: pyt
         ({"max_replicas": 0}, "max_replicas"),
         ({"max_replicas": 100}, "max_replicas"),
         ({"min_replicas": 3, "max_replicas": 2}, "max_replicas"),
+        ({"min_replicas": 3, "initial_replicas": 2}, "initial_replicas"),
+        ({"max_replicas": 3, "initial_replicas": 4}, "initial_replicas"),
         ({"version": "a b"}, "version"),
     ],
 )
@@ -70,6 +73,10 @@ def test_without_a_gpu_the_bundled_model_runs_on_all_cpus_of_one_replica() -> No
 def test_with_a_gpu_stable_diffusion_2_runs_on_up_to_99_replicas() -> None:
     decided = Settings().decided(one_gpu, four_cpus)
     assert (decided.model, decided.device, decided.max_replicas) == ("sd2", "cuda", 99)
+
+
+def test_without_a_gpu_there_is_room_for_as_many_replicas_as_it_begins_with() -> None:
+    assert Settings(initial_replicas=3).decided(no_gpus, four_cpus).max_replicas == 3
 
 
 def test_what_was_said_is_not_decided_again() -> None:
@@ -91,7 +98,12 @@ def test_tokens_are_separated_by_commas_and_never_shown() -> None:
     assert "good-length" not in repr(settings)
 
 
-@pytest.mark.parametrize("token", ["short", "ä-token-that-no-header-can-hold"])
+def test_tokens_may_come_as_lines() -> None:
+    (token,) = Settings.model_validate({"tokens": ["a-token-of-a-good-length\n"]}).tokens
+    assert token.get_secret_value() == "a-token-of-a-good-length"
+
+
+@pytest.mark.parametrize("token", ["short", "ä-token-that-no-header-can-hold", "a-token-of-a-good\nlength"])
 def test_a_token_that_could_be_guessed_or_not_be_sent_is_refused(token: str) -> None:
     with pytest.raises(ValidationError, match="at least 16 characters"):
         Settings.model_validate({"tokens": token})

@@ -97,7 +97,7 @@ class RequestForm(widgets.VBox):
     def roll(self) -> None:
         self._rolling = True
         try:
-            self.seed.value = secrets.randbelow(MAX_SEED + 2 - max(1, self.count.value))
+            self.seed.value = secrets.randbelow(MAX_SEED + 2 - min(max(1, self.count.value), MOST_PICTURES))
         finally:
             self._rolling = False
 

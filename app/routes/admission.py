@@ -95,14 +95,15 @@ class Line:
         self._start_next()
         return ticket
 
-    def leave(self, ticket: Ticket, *, done: bool) -> None:
-        """The request is over; `done` says that its pictures were made, so that the time they took counts."""
+    def leave(self, ticket: Ticket, *, done: bool, at_work: bool = True) -> None:
+        """The request is over; `done` says that its pictures were made. Those that had to wait before they were `at_work` teach nothing."""
         self._catch_up()
         if ticket in self._waiting:
             self._waiting.remove(ticket)
         elif ticket in self._running:
             self._running.remove(ticket)
-            self._learn(ticket, done)
+            if at_work:
+                self._learn(ticket, done)
         self._start_next()
 
     def outlook(self, ticket: Ticket) -> Queued:

@@ -2,7 +2,8 @@
 
 A picture is a pure function of its resolved fields, so whoever asks for what is being made already waits for that and gets the same bytes,
 each in the form asked for. It is let in, queued, made, retried and counted as work once, and its errors reach all. Streams stay outside:
-each tells its own steps; and so does who gives less time than the first: whether that is enough must be found out at the door.
+each tells its own steps; and so does who gives less time than the first, or much more: whether less is enough must be found out at the
+door, and nobody should lose place and picture at the deadline of somebody else.
 """
 
 import asyncio
@@ -12,19 +13,28 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from app.routes.admission import DeadlineTooShort
+from app.routes.admission import DeadlineTooShort, Overloaded
 from app.routes.backend import Backend, Job, Made, make
 from app.schemas import Capabilities, DeadlinePassed, ImageRequest, Queued, Update
+
+MUCH_MORE = 1.1  # times as long as the first
 
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """Work that `callers` wait for. It ends at the deadline of the first of them."""
+    """Work that `callers` wait for, until it is `over`. It ends at the deadline of the first of them, who gave it `given_s`."""
 
     work: asyncio.Task[Made]
     deadline: float
     began: float
+    given_s: float
     callers: int = 0
+    over: bool = False
+
+    def suits(self, job: Job) -> bool:
+        """Whether it ends neither after the job's own deadline nor long before it. One whose work is done is forgotten only in the event
+        loop's next turn, until which asking it again and again would never end."""
+        return not self.work.done() and self.deadline <= job.deadline and job.seconds_left <= MUCH_MORE * self.given_s
 
 
 class Coalescing:
@@ -33,7 +43,7 @@ class Coalescing:
     def __init__(self, backend: Backend, on_join: Callable[[], None] = lambda: None) -> None:
         self._backend = backend
         self._on_join = on_join
-        self._flights: dict[tuple[ImageRequest, ...], Flight] = {}
+        self._flights: dict[tuple[ImageRequest, ...], list[Flight]] = {}
 
     async def ready(self) -> bool:
         return await self._backend.ready()
@@ -55,16 +65,12 @@ class Coalescing:
     async def _made(self, job: Job) -> Made:
         late = False  # it has waited for a flight already, so if there is no time left, that is late
         while True:
-            flight = self._flights.get(job.requests)
-            if flight is not None and flight.work.done():
-                flight = None  # asking it again would never come to an end: it is forgotten only in the event loop's next turn
+            flight = next((one for one in self._flights.get(job.requests, ()) if one.suits(job)), None)
             until = job.deadline if flight is None else flight.deadline
             try:
-                if job.deadline < until:
-                    return await make(self._backend, job)
                 made = await self._join(flight or self._begin(job), job.requests)
-            except (DeadlinePassed, DeadlineTooShort) as error:
-                if job.deadline > until:
+            except (DeadlinePassed, DeadlineTooShort, Overloaded) as error:
+                if job.deadline > until and not isinstance(error, Overloaded):
                     late |= isinstance(error, DeadlinePassed)  # the first caller's; there may be time for another try
                     continue
                 if late:
@@ -82,7 +88,8 @@ class Coalescing:
     def _begin(self, job: Job) -> Flight:
         """In a context of its own: Serve cancels what was begun in that of a request once its caller leaves, others or not."""
         work = asyncio.get_running_loop().create_task(make(self._backend, job), context=contextvars.Context())
-        flight = self._flights[job.requests] = Flight(work, job.deadline, time.monotonic())
+        flight = Flight(work, job.deadline, time.monotonic(), job.seconds_left)
+        self._flights.setdefault(job.requests, []).append(flight)
         work.add_done_callback(lambda work: self._end(flight, job.requests))
         return flight
 
@@ -92,15 +99,19 @@ class Coalescing:
             return await asyncio.shield(flight.work)
         finally:
             flight.callers -= 1
-            if not flight.callers and self._flights.get(requests) is flight:
+            if not flight.callers and not flight.over:
                 flight.work.cancel()
                 self._forget(flight, requests)
 
     def _end(self, flight: Flight, requests: tuple[ImageRequest, ...]) -> None:
         self._forget(flight, requests)
+        flight.over = True
         flight.work.cancelled() or flight.work.exception()  # looked at, or asyncio complains that nobody did
         del flight.work  # the frames of its error hold the flight: both would stay, pictures too, until the garbage is collected
 
     def _forget(self, flight: Flight, requests: tuple[ImageRequest, ...]) -> None:
-        if self._flights.get(requests) is flight:
-            del self._flights[requests]
+        same = self._flights.get(requests, [])
+        if flight in same:
+            same.remove(flight)
+        if not same:
+            self._flights.pop(requests, None)

@@ -47,7 +47,7 @@ class Rates:
     def bound(self, at_once: float, rate: float) -> None:
         """Nothing was done yet at this rate, so it is not as fast as that, and those who give as little time again would miss it too."""
         number = max(1, round(at_once))
-        self._best[number] = min(self._best.get(number, rate), SLOWER * rate)
+        self._best[number] = min(self.at(number, best=True), SLOWER * rate)
 
     def at(self, at_once: float, *, best: bool = False) -> float:
         """The rate at the nearest number that was seen; the lower one, which promises less, if two are as near."""

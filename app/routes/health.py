@@ -1,5 +1,7 @@
 """Is the process alive, can it make pictures, and which. Monitors and load balancers may ask the first two with HEAD."""
 
+from typing import Any
+
 from fastapi import APIRouter
 
 from app.routes.backend import Backend
@@ -10,14 +12,16 @@ from app.schemas import Capabilities, ErrorAnswer
 def router(backend: Backend) -> APIRouter:
     routes = APIRouter()
 
-    @routes.head("/healthz", include_in_schema=False)
+    @routes.head("/healthz")
     @routes.get("/healthz")
     async def healthz() -> dict[str, str]:
         """The process that speaks HTTP is alive."""
         return {"status": "alive"}
 
-    @routes.head("/readyz", include_in_schema=False)
-    @routes.get("/readyz", responses={503: {"model": ErrorAnswer, "description": "No replica has made a picture yet"}})
+    loading: dict[int | str, dict[str, Any]] = {503: {"model": ErrorAnswer, "description": "No replica has made a picture yet"}}
+
+    @routes.head("/readyz", responses=loading)
+    @routes.get("/readyz", responses=loading)
     async def readyz() -> dict[str, str]:
         """A replica has loaded the model and made a picture with it."""
         if not await backend.ready():

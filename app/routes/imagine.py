@@ -118,8 +118,8 @@ async def refuse_repeated(raw: Request) -> None:
         return
     await refuse_in_the_address(raw)
     try:
-        body = json.loads(await raw.body() or "null", object_pairs_hook=Pairs)
-    except RecursionError as error:  # just below what the framework itself refuses
+        body = json.loads((await raw.body()).decode("utf-8-sig") or "null", object_pairs_hook=Pairs)
+    except (RecursionError, ValueError) as error:  # what the framework itself takes: it is a little less deep, or in UTF-16
         raise HTTPException(400) from error
     refuse_twice(name for name, _ in (body if isinstance(body, Pairs) else ()))
 
@@ -196,7 +196,7 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
     async def imagine(raw: Request, query: Annotated[ImagineQuery, Query()], deadline: Annotated[float, deadline]) -> Response:
         """Make a picture. The same query with the same seed gives the same bytes from a service that is otherwise idle; next to other
         requests, whose steps are computed together with its own, a pixel may differ by 1/255 in single precision. Identical requests in
-        flight at the same time share one making; streams do not, nor does who gives less time than the first."""
+        flight at the same time share one making; streams do not, nor does who gives less time than the first, or much more."""
         return await answer(raw, query, deadline)
 
     @routes.post("/imagine", **documented)
@@ -212,13 +212,14 @@ def router(backend: Backend, settings: Settings) -> APIRouter:
         seeded = query.seed is not None
         headers = {
             "ETag": tag,
-            "Vary": "Accept",
             "Cache-Control": caching.cache_control(
                 seeded=seeded,
                 permanent=raw.method == "GET" and query.is_permalink(request, capabilities) and settings.version != UNNAMED_VERSION,
                 private=bool(settings.tokens) or "authorization" in raw.headers,
             ),
         }
+        if query.format is None:
+            headers["Vary"] = "Accept"
         permalink = caching.permalink(raw.scope.get("root_path", ""), request, capabilities, form)
         if len(permalink) <= caching.LONGEST_ADDRESS:
             headers["Content-Location"] = permalink

@@ -81,7 +81,7 @@ class APIIngress:
             raise errors.NotReady
         if self._settings.log_prompts:
             logger.info("asked for %s", [request.model_dump(mode="json", exclude_none=True) for request in job.requests])
-        began, done = time.monotonic(), False
+        began, done, at_work = time.monotonic(), False, True
         work = sum(work_of(request, self._capabilities) for request in job.requests)
         ticket = self._line.enter(work, len(job.requests), job.seconds_left)
         try:
@@ -95,9 +95,9 @@ class APIIngress:
                     if isinstance(update.payload, GeneratedImage):
                         took = max(took, sum(update.payload.timings.values()))
                     yield self._with_wait(update, waited)
-            done = was_at_work(took, time.monotonic() - asked)
+            done, at_work = True, was_at_work(took, time.monotonic() - asked)
         finally:
-            self._line.leave(ticket, done=done)
+            self._line.leave(ticket, done=done, at_work=at_work)
 
     def _with_wait(self, update: Update, waited: float) -> Update:
         """The queue here is as much a part of the phase `queue` as the one in the replica."""

@@ -17,7 +17,7 @@ LONGEST_ACCEPT = 2_000  # characters; browsers send about 150, and the time to r
 
 
 def negotiated(accept: str) -> Format:
-    """The best form that the header allows, PNG among equals. Raises `NotAcceptable`."""
+    """The form that the header likes best, then names most exactly, then PNG. Raises `NotAcceptable`."""
     if len(accept) > LONGEST_ACCEPT:
         raise NotAcceptable(accept)
     try:

@@ -1,4 +1,4 @@
-"""`GET /imagine/stream`: the same parameters as `/imagine`, and the picture as it forms, as server-sent events.
+"""`GET` and `POST /imagine/stream`: the same parameters as `/imagine`, and the picture as it forms, as server-sent events.
 
 | event | data |
 |---|---|
@@ -14,10 +14,10 @@ import base64
 import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from app.routes.backend import Backend, Job
@@ -37,19 +37,32 @@ class StreamQuery(ImagineQuery):
     previews: Annotated[bool, Field(description="Show the picture as it forms")] = False
 
 
+class StreamBody(StreamQuery):
+    """The same in JSON, where a number is no text and no truth value."""
+
+    model_config = ConfigDict(strict=True)
+
+
 def router(backend: Backend, settings: Settings) -> APIRouter:
     routes = APIRouter()
+    deadline = Depends(deadline_of(settings))
+    documented: dict[str, Any] = {
+        "dependencies": [Depends(refuse_repeated)],
+        "response_class": EventSourceResponse,
+        "responses": ERRORS,
+    }
 
-    @routes.get(
-        "/imagine/stream",
-        dependencies=[Depends(refuse_repeated)],
-        response_class=EventSourceResponse,
-        responses=ERRORS,
-    )
-    async def stream(
-        raw: Request, query: Annotated[StreamQuery, Query()], deadline: Annotated[float, Depends(deadline_of(settings))]
-    ) -> EventSourceResponse:
+    @routes.get("/imagine/stream", **documented)
+    async def stream(raw: Request, query: Annotated[StreamQuery, Query()], deadline: Annotated[float, deadline]) -> EventSourceResponse:
         """Make a picture and tell every step. Closing the connection stops the work."""
+        return await answer(raw, query, deadline)
+
+    @routes.post("/imagine/stream", **documented)
+    async def stream_body(raw: Request, body: StreamBody, deadline: Annotated[float, deadline]) -> EventSourceResponse:
+        """The same with the fields in a JSON body, which no log of addresses keeps."""
+        return await answer(raw, body, deadline)
+
+    async def answer(raw: Request, query: StreamQuery, deadline: float) -> EventSourceResponse:
         request = query.resolved_by(await backend.capabilities())
         events = told_as_events(backend, Job((request,), deadline, steps=True, previews=query.previews), native_event)
         return await event_stream(raw, events, _native_error, ping=ServerSentEvent("{}", event="waiting"))

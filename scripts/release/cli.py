@@ -28,6 +28,7 @@ def plan_(
     file: options.FileOption = SERVICE_FILE,
     target: options.TargetOption = Kind.ANYSCALE,
     sets: options.SetOption = None,
+    env: options.EnvOption = None,
     version: options.VersionOption = None,
     quick: options.QuickOption = False,
     canary: options.CanaryOption = "",
@@ -38,8 +39,8 @@ def plan_(
     dry_run: options.DryOption = False,
 ) -> None:
     """Check file, settings and upload, and tell what a deploy would do. Changes nothing, and needs no account."""
-    service = _service(file, sets, version, quick=quick, allow_dirty=True)
-    _tell_plan(file.parent, service, target, options.canary_steps(canary), image, working_dir)
+    service = _service(file, sets, version, env, quick=quick, allow_dirty=True)
+    _tell_plan(file.parent, service, target, options.canary_steps(canary), env, image, working_dir)
     if target is Kind.RAY or (target is Kind.ANYSCALE and has_account()):
         try:
             typer.echo(plan.compared(service, connect(target, service, address, url).observe()))
@@ -54,6 +55,7 @@ def deploy(
     file: options.FileOption = SERVICE_FILE,
     target: options.TargetOption = Kind.ANYSCALE,
     sets: options.SetOption = None,
+    env: options.EnvOption = None,
     version: options.VersionOption = None,
     allow_dirty: options.DirtyOption = False,
     quick: options.QuickOption = False,
@@ -71,11 +73,11 @@ def deploy(
     dry_run: options.DryOption = False,
 ) -> None:
     """Deploy this commit, prove it, and take it back if the proof fails. The default."""
-    service = _service(file, sets, version, quick=quick, allow_dirty=allow_dirty or dry_run or target is Kind.KUBERAY)
+    service = _service(file, sets, version, env, quick=quick, allow_dirty=allow_dirty or dry_run or target is Kind.KUBERAY)
     steps = options.canary_steps(canary)
     if target is Kind.KUBERAY and not dry_run:
         service = service.pinned(commit_on_the_hub)
-    _tell_plan(file.parent, service, target, steps, image, working_dir)
+    _tell_plan(file.parent, service, target, steps, env, image, working_dir, upload=not no_upload)
     if target is Kind.KUBERAY:
         return
     if dry_run:
@@ -86,7 +88,6 @@ def deploy(
     tell, command_line = Teller(), partial(options.command_line, file=file, target=target, address=address, url=url)
     place = connect(target, service, address, url, upload=not no_upload)
     own_token = service.settings.tokens[0].get_secret_value() if service.settings.tokens else None
-    tell.keep_secret(own_token)
     limits = smoke.Limits(golden=golden, requests=requests, p95_s=p95_limit_s)
     with staged(file.parent) as folder:
         rollout = Rollout(
@@ -200,20 +201,44 @@ def main(argv: Sequence[str] | None = None, help_text: str | None = None) -> int
     return Exit.DONE
 
 
-def _service(file: Path, sets: Sequence[str] | None, version: str | None, *, quick: bool, allow_dirty: bool) -> Service:
-    others = [*sorted(sets or ()), *(["--quick"] if quick else ()), *([file.name] if file.name != SERVICE_FILE.name else ())]
-    return read(file, version_name(file.parent, version, others, allow_dirty=allow_dirty), options.overrides(sets), quick=quick)
+def _service(
+    file: Path, sets: Sequence[str] | None, version: str | None, env: Sequence[str] | None = None, *, quick: bool, allow_dirty: bool
+) -> Service:
+    variables = options.environment(env)
+    others = [*sorted(sets or ()), *(f"{name}={value}" for name, value in sorted(variables.items())), *(["--quick"] if quick else ())]
+    others += [file.name] if file.name != SERVICE_FILE.name else []
+    service = read(
+        file, version_name(file.parent, version, others, allow_dirty=allow_dirty), options.overrides(sets), variables, quick=quick
+    )
+    for secret in (*variables.values(), *(token.get_secret_value() for token in service.settings.tokens)):
+        Teller.keep_secret(secret)
+    return service
 
 
-def _tell_plan(root: Path, service: Service, target: Kind, steps: tuple[int, ...], image: str, working_dir: str | None) -> None:
+def _tell_plan(
+    root: Path,
+    service: Service,
+    target: Kind,
+    steps: tuple[int, ...],
+    env: Sequence[str] | None,
+    image: str,
+    working_dir: str | None,
+    *,
+    upload: bool = True,
+) -> None:
+    if not upload and target is not Kind.RAY:
+        raise Refused("--no-upload is for --target ray; leave it out")
     if steps and target is not Kind.ANYSCALE:
         raise Refused("--canary divides traffic, which only Anyscale does; leave it out")
     if target is Kind.KUBERAY:
+        if env:
+            raise Refused("--env would print the value; give the pods a Secret of the cluster instead")
         manifest = serve_config.ray_service(service, image or f"{service.name}:{service.version}", working_dir)
         typer.echo(serve_config.as_text(manifest), nl=False)
         return
     with staged(root) as folder:
-        typer.echo(plan.plan(service, members(folder, service.excludes), steps, on_anyscale=target is Kind.ANYSCALE))
+        uploaded = members(folder, service.excludes) if upload else []
+        typer.echo(plan.plan(service, uploaded, steps, on_anyscale=target is Kind.ANYSCALE))
 
 
 def _to_go_back_to(name: str, observed: Observed | None) -> str:

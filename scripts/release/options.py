@@ -1,5 +1,6 @@
 """The options that the commands share."""
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from app.settings import PREFIX
 from scripts.release.outcome import Refused
 from scripts.release.package import ROOT
 from scripts.release.target import ALL
@@ -26,6 +28,12 @@ FileOption = Annotated[Path, typer.Option("--file", "-f", help="The service conf
 TargetOption = Annotated[Kind, typer.Option("--target", help="Where to.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of app/settings.py, in place of that in args.")
+]
+EnvOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env", metavar="NAME", help="Give replicas this variable of your shell, such as HF_TOKEN: it is in no file, and is not told."
+    ),
 ]
 VersionOption = Annotated[str | None, typer.Option("--version", metavar="NAME", help="In place of the commit.")]
 DirtyOption = Annotated[bool, typer.Option("--allow-dirty", help="Roll out changes that are in no commit.")]
@@ -69,6 +77,19 @@ def overrides(assignments: Sequence[str] | None) -> dict[str, str]:
         if "=" not in one:
             raise Refused(f"--set takes FIELD=VALUE, got {one!r}")
     return dict(one.split("=", 1) for one in assignments)
+
+
+def environment(names: Sequence[str] | None) -> dict[str, str]:
+    """`["HF_TOKEN"]` to `{"HF_TOKEN": "hf_..."}`, from the environment. Raises `Refused`."""
+    names = names or ()
+    for name in names:
+        if "=" in name:
+            raise Refused(f"--env takes the name of a variable, whose value stays in your shell, got {name.split('=')[0]}=***")
+        if name.upper().startswith(PREFIX):
+            raise Refused(f"--env {name} would be a setting, which is checked before it is deployed; pass it by --set")
+        if not os.environ.get(name):
+            raise Refused(f"--env {name}: there is no such variable here, or it is empty")
+    return {name: os.environ[name] for name in names}
 
 
 def canary_steps(text: str) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from scripts.release.outcome import Refused
 ROOT = Path(__file__).parent.parent.parent
 MAX_ZIP_BYTES = 64 * 2**20
 EARLIEST_ZIP_TIME = 315_619_200  # 1980-01-02 in seconds since 1970: a zip can hold nothing earlier
+APPLICATION = "app/__init__.py"
 NAME = re.compile(r"[\w.+-]{1,64}")  # what Settings.version allows
 NEVER = frozenset({".git", ".venv", "__pycache__", "node_modules"})
 
@@ -80,11 +81,15 @@ def staged(root: Path) -> Iterator[Path]:
 
 
 def members(folder: Path, excludes: Sequence[str]) -> list[Member]:
-    """What the zip holds, packed as the anyscale package packs it. Raises `Refused` if it is far too big."""
+    """What the zip holds, packed as the anyscale package packs it. Raises `Refused` if it is far too big, or without the application."""
     from anyscale.utils.runtime_env import zip_local_dir
 
     with zip_local_dir(str(folder), excludes=list(excludes)) as (path, _, _), ZipFile(path) as packed:
         found = [Member(entry.filename.split("/", 1)[1], entry.file_size) for entry in packed.infolist() if not entry.is_dir()]
+    if not any(member.name == APPLICATION for member in found):
+        raise Refused(
+            f"{APPLICATION} would not be uploaded: the service file has to lie in the folder that holds it, and must not exclude it"
+        )
     size = sum(member.size for member in found)
     if size > MAX_ZIP_BYTES:
         largest = max(found, key=lambda member: member.size)

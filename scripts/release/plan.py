@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from app.settings import Settings
 from scripts.release.package import Member
 from scripts.release.service import COMMIT, Service
 from scripts.release.target import Observed
@@ -19,9 +20,9 @@ def plan(service: Service, members: Sequence[Member], steps: Sequence[int], *, o
     lines = [
         f"service   {service.name}, version {service.version}",
         f"model     {settings.model}{revision} on {settings.device}",
-        f"replicas  {settings.min_replicas} to {settings.max_replicas or 'as many as the device suggests'}; {_nodes(service)}",
+        f"replicas  {_replicas(settings)}; {_nodes(service)}",
         f"image     {_image(service)}",
-        f"upload    {len(members)} files, {sum(member.size for member in members) / 1024:.0f} kB: {_folders(members)}",
+        f"upload    {_upload(members)}",
         f"traffic   {_traffic(steps) if on_anyscale else 'replicas are replaced one after the other, checked at the end'}",
         f"access    {_access(service, on_anyscale=on_anyscale)}",
     ]
@@ -71,6 +72,11 @@ def _access(service: Service, *, on_anyscale: bool) -> str:
     return "callers need one of the tokens in args" if service.settings.tokens else "open to everybody"
 
 
+def _replicas(settings: Settings) -> str:
+    at_first = f", {settings.initial_replicas} at first" if settings.initial_replicas else ""
+    return f"{settings.min_replicas} to {settings.max_replicas or 'as many as the device suggests'}{at_first}"
+
+
 def _nodes(service: Service) -> str:
     config = service.fields.get("compute_config") or {}
     if isinstance(config, str):
@@ -91,8 +97,11 @@ def _image(service: Service) -> str:
     return f"{service.fields.get('image_uri')} and {len(service.fields.get('requirements', []))} packages installed by each replica"
 
 
-def _folders(members: Sequence[Member]) -> str:
-    return ", ".join(sorted({"/".join(member.name.split("/")[:2]) for member in members}))
+def _upload(members: Sequence[Member]) -> str:
+    if not members:
+        return "nothing: the cluster has the code already"
+    folders = sorted({"/".join(member.name.split("/")[:2]) for member in members})
+    return f"{len(members)} files, {sum(member.size for member in members) / 1024:.0f} kB: {', '.join(folders)}"
 
 
 def _traffic(steps: Sequence[int]) -> str:

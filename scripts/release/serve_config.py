@@ -52,6 +52,7 @@ def _listening(url: str | None) -> dict[str, Any]:
 def ray_service(service: Service, image: str, working_dir: str | None = None) -> dict[str, Any]:
     """A manifest for `kubectl apply`: KubeRay starts the cluster, deploys the application and moves the traffic."""
     gpu = service.settings.device == "cuda"
+    replicas = service.settings.first_replicas
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
@@ -67,9 +68,9 @@ def ray_service(service: Service, image: str, working_dir: str | None = None) ->
                 "workerGroupSpecs": [
                     {
                         "groupName": "gpu" if gpu else "cpu",
-                        "replicas": service.settings.min_replicas,
+                        "replicas": replicas,
                         "minReplicas": 0,
-                        "maxReplicas": service.settings.max_replicas or service.settings.min_replicas,
+                        "maxReplicas": service.settings.max_replicas or replicas,
                         "rayStartParams": {},
                         "template": _pod("ray-worker", image, cpu="4", memory="16Gi", gpu=gpu),
                     }

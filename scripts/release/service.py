@@ -72,8 +72,10 @@ class Service:
         return Service(self.fields | {"applications": [application]}, self.settings.model_copy(update={"revision": commit}), self.version)
 
 
-def read(path: Path, version: str, overrides: Mapping[str, str] | None = None, *, quick: bool = False) -> Service:
-    """Raises `Refused`, naming what is wrong with the file or an override."""
+def read(
+    path: Path, version: str, overrides: Mapping[str, str] | None = None, env: Mapping[str, str] | None = None, *, quick: bool = False
+) -> Service:
+    """`env` are variables beside the file's own. Raises `Refused`, naming what is wrong with the file or an override."""
     try:
         fields = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
@@ -86,6 +88,8 @@ def read(path: Path, version: str, overrides: Mapping[str, str] | None = None, *
     settings = _settings(path, args)
     known = settings.model_dump(mode="json") | {"tokens": args.get("tokens")}  # dumped, they would be stars
     fields |= {"version_name": version, "applications": [application | {"args": {name: known[name] for name in args}}]}
+    if env and isinstance(own := fields.get("env_vars") or {}, dict):  # if it is something else, that is said below
+        fields["env_vars"] = own | dict(env)
     if settings.model in ("tiny", "auto"):
         fields["excludes"] = [pattern for pattern in fields.get("excludes", []) if pattern != BUNDLED]
     if quick:

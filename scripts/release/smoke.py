@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from app import png
-from app.client import Bearer
+from app.bearer import Bearer
 from app.schemas import ErrorAnswer
 from scripts.release.outcome import Failed
 

@@ -3,18 +3,24 @@
 import re
 import sys
 import time
+from typing import ClassVar
 
 SECRET_FORMS = re.compile(r"\b(?:sss|ash|hf)_[\w-]+|(?<=Bearer )\S+|(?<=cli_token=)[^\s;]+")
 
 
+SHORTEST_SECRET = 8  # characters; shorter ones are no secrets, and stars in place of them would garble the rest
+
+
 class Teller:
+    _secrets: ClassVar[set[str]] = set()  # of all of them: what goes wrong is told by another one than what goes on
+
     def __init__(self) -> None:
-        self._secrets: set[str] = set()
         self._last = ""
 
-    def keep_secret(self, text: str | None) -> None:
-        if text:
-            self._secrets.add(text)
+    @classmethod
+    def keep_secret(cls, text: str | None) -> None:
+        if text and len(text) >= SHORTEST_SECRET:
+            cls._secrets.add(text)
 
     def say(self, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {self.masked(text)}", file=sys.stderr, flush=True)

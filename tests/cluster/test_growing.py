@@ -19,8 +19,9 @@ CALLERS = 3
 
 
 @pytest.fixture
-def growing(cluster: str, client: ImagineClient) -> Iterator[ImagineClient]:
-    serve_tiny("growing", min_replicas=1, max_replicas=2, max_batch_size=1, cpu_threads=1, max_queue_s=600)
+def growing(cluster: str, client: ImagineClient, request: pytest.FixtureRequest) -> Iterator[ImagineClient]:
+    begins_with = getattr(request, "param", {})
+    serve_tiny("growing", min_replicas=1, max_replicas=2, max_batch_size=1, cpu_threads=1, max_queue_s=600, **begins_with)
     growing = ImagineClient(f"{cluster}/growing", retries=0)
     try:
         growing.wait_until_ready()
@@ -52,3 +53,8 @@ def test_a_replica_that_is_full_for_long_gets_a_second_one_that_makes_pictures_t
             enough.set()
         for caller in callers:
             caller.result(60)
+
+
+@pytest.mark.parametrize("growing", [{"initial_replicas": 2}], indirect=True)
+def test_a_version_can_begin_with_more_replicas_than_it_keeps(growing: ImagineClient) -> None:
+    eventually(lambda: running_replicas("growing", "TextToImage") == 2)

@@ -72,6 +72,7 @@ ROUTES = {
     "GET /imagine, disconnect disabled": (get("/imagine", DISCONNECT_DISABLED, **LONG, **LARGE), 1),
     "POST /imagine": (post("/imagine", **LONG, **LARGE), 1),
     "POST /replay": (replay(), 1),
+    "POST /imagine/stream": (post("/imagine/stream", **LONG, **LARGE), 1),
     "GET /imagine/stream": (get("/imagine/stream", previews=True, **LONG, **LARGE), 1),
     "OpenAI": (generations(), 2),
     "OpenAI, edits": (edits(), 2),

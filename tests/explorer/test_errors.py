@@ -37,11 +37,14 @@ class Service:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(handler) -> None:  # noqa: N805
                 wants_picture = not handler.path.startswith("/capabilities")
+                handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
                 handler.send_response(self.status if wants_picture else 200)
                 for name, value in (self.headers if wants_picture else {}).items():
                     handler.send_header(name, value)
                 handler.end_headers()
                 handler.wfile.write(self.body if wants_picture else self.capabilities)
+
+            do_POST = do_GET  # noqa: N815
 
             def log_message(handler, *args: object) -> None:  # noqa: N805
                 pass

@@ -9,6 +9,7 @@ from app.engine.engine import ImageEngine
 from app.explorer import PromptExplorer, gallery
 from app.explorer.gallery import Tile
 from app.schemas import Capabilities, ImageRequest, SourceError
+from tests.eventually import eventually
 from tests.explorer.conftest import PATIENCE_S, Watched, finished
 
 
@@ -167,10 +168,7 @@ def test_asking_before_the_model_has_said_what_it_can_do_is_answered(engine: Ima
     panel.generate()
     assert panel.problem == "The model has not said yet what it can do."
     answered.set()
-    deadline = time.monotonic() + PATIENCE_S
-    while panel.generate_button.disabled:
-        assert time.monotonic() < deadline, "it was never shown"
-        time.sleep(0.01)
+    eventually(lambda: not panel.generate_button.disabled)
     panel.generate()
     assert len(finished(panel).images) == 1
 

@@ -122,8 +122,9 @@ def test_the_seed_stays_if_locked_and_is_drawn_if_not(panel: PromptExplorer) -> 
     assert panel.form.seed.value == later
 
 
-def test_the_dice_draws_another_seed(panel: PromptExplorer) -> None:
-    before = panel.form.seed.value
+@pytest.mark.parametrize("count", [1, 5_000_000_000])
+def test_the_dice_draws_another_seed_whatever_the_other_fields_hold(panel: PromptExplorer, count: int) -> None:
+    panel.form.count.value, before = count, panel.form.seed.value
     panel.form.dice.click()
     assert panel.form.seed.value != before
 

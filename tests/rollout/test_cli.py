@@ -43,8 +43,10 @@ def test_with_a_token_a_plan_also_tells_what_would_change(
     rollout: Rollout, checkout: Path, running_old: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    assert main(["plan", "--file", str(checkout / "service.yaml"), *PINNED, "--set", "max_batch_size=4", "--set", f"tokens={SECRET}"]) == 0
+    sets = [part for field in ("max_batch_size=4", "initial_replicas=20", f"tokens={SECRET}") for part in ("--set", field)]
+    assert main(["plan", "--file", str(checkout / "service.yaml"), *PINNED, *sets]) == 0
     told = capsys.readouterr().out
+    assert "replicas  1 to 99, 20 at first;" in told
     assert SECRET not in told
     assert "running   RUNNING, primary old RUNNING 100 %" in told
     assert "change    applications[0].args.max_batch_size: 8 -> 4" in told
@@ -54,7 +56,8 @@ def test_with_a_token_a_plan_also_tells_what_would_change(
 @pytest.mark.usefixtures("no_account")
 def test_a_plan_takes_a_compute_config_by_its_name(tmp_path: Path, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fields = yaml.safe_load((checkout / "service.yaml").read_text()) | {"compute_config": "ours:3"}
-    shutil.copytree(checkout / ".container", tmp_path / ".container")
+    for folder in (".container", "app"):
+        shutil.copytree(checkout / folder, tmp_path / folder)
     path = tmp_path / "service.yaml"
     path.write_text(yaml.safe_dump(fields))
     assert main(["plan", "--file", str(path), "--version", "mine"]) == 0
@@ -83,6 +86,11 @@ def test_without_a_command_it_deploys(checkout: Path, capsys: pytest.CaptureFixt
         (["--set", "max_replicas=many"], Exit.REFUSED, "max_replicas"),
         (["--set", "tiny"], Exit.REFUSED, "--set takes FIELD=VALUE, got 'tiny'"),
         (["--canary", "50,10"], Exit.REFUSED, "each higher than the one before, got '50,10'"),
+        (["--no-upload"], Exit.REFUSED, "--no-upload is for --target ray"),
+        (["--env", "NO_SUCH_THING"], Exit.REFUSED, "--env NO_SUCH_THING: there is no such variable here"),
+        (["--env", "NAME=a-secret"], Exit.REFUSED, "in your shell, got NAME=***."),
+        (["--env", "IMAGINE_TOKENS"], Exit.REFUSED, "pass it by --set"),
+        (["--env", "HOME", "--target", "kuberay"], Exit.REFUSED, "--env would print the value"),
         (["--canary", "ten"], Exit.REFUSED, "--canary takes percentages such as 10,50, got 'ten'"),
         (["--version", "no spaces"], Exit.REFUSED, "--version must be"),
         (["--requests", "3"], Exit.USAGE, "--requests"),
@@ -117,6 +125,21 @@ def test_a_file_that_is_no_service_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert "service.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_account")
+def test_a_file_that_does_not_lie_beside_the_application_is_refused(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = checkout / "production" / "service.yaml"
+    path.parent.mkdir()
+    fields = yaml.safe_load((checkout / "service.yaml").read_text()) | {"containerfile": "../.container/Containerfile"}
+    path.write_text(yaml.safe_dump(fields))
+    try:
+        assert main(["plan", "--file", str(path)]) == Exit.REFUSED
+        assert "app/__init__.py would not be uploaded" in capsys.readouterr().err
+        assert main(["deploy", "--file", str(path), "--dry-run", "--target", "ray", "--no-upload"]) == 0
+        assert "upload    nothing" in capsys.readouterr().out
+    finally:
+        shutil.rmtree(path.parent)
+
+
 def test_a_version_is_named_after_its_commit_and_changes_in_none_are_refused_unless_allowed(
     checkout: Path, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,13 +161,16 @@ def test_a_version_is_named_after_its_commit_and_changes_in_none_are_refused_unl
     assert re.fullmatch(f"{name}-dirty-[0-9a-f]{{8}}-with-[0-9a-f]{{8}}", second)
 
 
-def test_the_same_commit_with_other_settings_is_another_version(checkout: Path, stand_in: StandIn) -> None:
+def test_the_same_commit_with_other_settings_is_another_version(checkout: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     file = ["--file", str(checkout / "service.yaml"), *PINNED, "--poll-s", "0.01"]
     commit(checkout)
+    for value in ("one-token", "another-token"):
+        monkeypatch.setenv("HF_TOKEN", value)
+        assert main(["deploy", *file, "--env", "HF_TOKEN"]) == 0
     for more in ([], ["--set", "max_batch_size=4"], ["--quick"]):
         assert main(["deploy", *file, *more]) == 0
     versions = [applied["version"] for applied in stand_in.applied()]
-    assert len(set(versions)) == len(versions) == 3
+    assert len(set(versions)) == len(versions) == 5
 
 
 @pytest.mark.usefixtures("no_account")
@@ -200,7 +226,17 @@ def test_a_cluster_that_does_not_answer_is_said(free_port: int, capsys: pytest.C
 
 
 def test_kuberay_prints_a_manifest_of_the_same_application(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["--target", "kuberay", "--file", str(checkout / "service.yaml"), *PINNED, "--version", "mine"]
+    command = [
+        "--target",
+        "kuberay",
+        "--file",
+        str(checkout / "service.yaml"),
+        *PINNED,
+        "--version",
+        "mine",
+        "--set",
+        "initial_replicas=20",
+    ]
     assert main([*command, "--image", "registry/imagine:mine", "--working-dir", "https://host/code.zip"]) == 0
     manifest = yaml.safe_load(capsys.readouterr().out)
     jsonschema.validate(manifest, RAY_SERVICE)
@@ -211,7 +247,7 @@ def test_kuberay_prints_a_manifest_of_the_same_application(checkout: Path, capsy
     assert application["runtime_env"] == {"working_dir": "https://host/code.zip"}
     assert {entry["max_surge_percent"] for entry in application["deployments"]} == {100}
     (workers,) = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-    assert (workers["minReplicas"], workers["maxReplicas"]) == (0, 99)
+    assert (workers["minReplicas"], workers["replicas"], workers["maxReplicas"]) == (0, 20, 99)
 
 
 def test_what_stands_beside_the_application_goes_with_it_to_any_cluster(checkout: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from scripts.release.outcome import Exit
 from tests.rollout.conftest import Rollout
-from tests.rollout.stand_in import StandIn
+from tests.rollout.stand_in import StandIn, Trouble
 
 
 def test_the_first_deploy_waits_until_this_version_is_primary_healthy_and_checked(
@@ -71,6 +71,21 @@ def test_what_is_applied_is_the_service_config_with_the_version_in_the_arguments
     assert applied["config"]["access"]["use_bearer_token"] is True
     assert applied["ray_serve_config"]["http_options"] == {"request_timeout_s": 120}
     assert stand_in.containerfiles[0].split("\n", 1)[0].startswith("#")
+
+
+def test_a_variable_of_the_shell_reaches_the_replicas_and_is_never_told(
+    rollout: Rollout, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "a-secret-of-the-shell")
+    assert rollout("--env", "HF_TOKEN") == 0
+    (applied,) = stand_in.applied()
+    (application,) = applied["ray_serve_config"]["applications"]
+    assert application["runtime_env"]["env_vars"] == {"HF_TOKEN": "a-secret-of-the-shell"}
+    stand_in.troubles.append(Trouble("PUT", "/apply$", 422, detail="wrong: HF_TOKEN=a-secret-of-the-shell"))
+    assert rollout("--env", "HF_TOKEN", "--version", "another") == Exit.REFUSED
+    told = "".join(capsys.readouterr())
+    assert "wrong: HF_TOKEN=***" in told
+    assert "a-secret-of-the-shell" not in told
 
 
 def test_a_quick_trial_takes_the_base_image_and_leaves_ray_and_what_the_controller_runs_to_it(rollout: Rollout, stand_in: StandIn) -> None:

@@ -31,7 +31,8 @@ def test_nobody_is_sent_on_to_another_address(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "offered"), [("DELETE", "/imagine", {"GET", "POST"}), ("PUT", "/healthz", {"GET"}), ("GET", "/replay", {"POST"})]
+    ("method", "path", "offered"),
+    [("DELETE", "/imagine", {"GET", "POST"}), ("PUT", "/healthz", {"GET", "HEAD"}), ("GET", "/replay", {"POST"})],
 )
 def test_a_wrong_method_is_told_all_that_are_right(url: str, method: str, path: str, offered: set[str]) -> None:
     answer = requests.request(method, url + path, timeout=30)
@@ -43,6 +44,22 @@ def test_what_is_asked_in_the_address_is_not_asked_in_a_body_too(url: str) -> No
     answer = requests.get(f"{url}/imagine?prompt=a+star", json={"seed": 7}, timeout=30)
     (detail,) = ErrorAnswer.model_validate_json(answer.content).details
     assert (answer.status_code, detail.field) == (422, "body")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "status"), [("utf-8", 200), ("utf-8-sig", 200), ("utf-16", 422), ("utf-16-le", 422), ("utf-32", 422), ("latin-1", 422)]
+)
+def test_json_is_in_utf8(url: str, encoding: str, status: int) -> None:
+    body = '{"prompt": "é", "num_inference_steps": 1}'.encode(encoding)
+    answer = requests.post(f"{url}/imagine", body, headers={"Content-Type": "application/json"}, timeout=30)
+    assert answer.status_code == status
+    assert status == 200 or answer.json()["details"][0]["rule"] == "must be JSON in UTF-8, not too deeply nested"
+
+
+@pytest.mark.parametrize(("asked", "varies"), [({}, True), ({"format": "png"}, False)], ids=["by Accept", "by format="])
+def test_an_answer_says_whether_accept_decides_its_form(url: str, asked: dict[str, str], varies: bool) -> None:
+    answer = requests.get(f"{url}/imagine?prompt=a+star&num_inference_steps=1", asked, timeout=30)
+    assert ("Vary" in answer.headers) == varies
 
 
 def test_a_prompt_in_other_bytes_than_those_of_utf8_is_refused_and_not_repaired(url: str) -> None:

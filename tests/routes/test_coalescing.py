@@ -2,103 +2,12 @@
 
 import asyncio
 import gc
-import signal
-import time
 import weakref
-from collections.abc import AsyncGenerator, Coroutine, Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import Any
 
 import pytest
 
-from app.routes.admission import DeadlineTooShort
-from app.routes.backend import Job, Made, make
-from app.routes.coalescing import Coalescing
-from app.schemas import Capabilities, DeadlinePassed, Facts, GeneratedImage, ImageRequest, Queued, Update
-
-STAR = ImageRequest(prompt="a star", seed=1)
-FACTS = Facts(request=STAR, model="", revision="", pipeline="", scheduler="", dtype="", device="", versions={})
-
-
-class Kiln:
-    """A backend that holds everybody until `open` is set, and then raises `trouble` or gives each their own seed as bytes."""
-
-    def __init__(self, trouble: Exception | None = None) -> None:
-        self.open, self.trouble = asyncio.Event(), trouble
-        self.begun, self.stopped = 0, 0
-
-    async def ready(self) -> bool:
-        return True
-
-    async def capabilities(self) -> Capabilities:
-        raise NotImplementedError
-
-    async def run(self, job: Job) -> AsyncGenerator[Queued | Update]:
-        self.begun += 1
-        yield Queued(1, 5.0)
-        try:
-            await asyncio.wait_for(self.open.wait(), job.seconds_left)
-        except TimeoutError:
-            raise DeadlinePassed("late") from None
-        except asyncio.CancelledError:
-            self.stopped += 1
-            raise
-        if self.trouble is not None:
-            raise self.trouble
-        for index, request in enumerate(job.requests):
-            yield Update(index, GeneratedImage(str(request.seed).encode(), FACTS))
-
-
-class Strict(Kiln):
-    """Refuses at the door who gives it less than a fifth of a second."""
-
-    async def run(self, job: Job) -> AsyncGenerator[Queued | Update]:
-        if job.seconds_left < 0.2:
-            raise DeadlineTooShort(5.0, job.seconds_left, 0.0, None)
-        async for told in super().run(job):
-            yield told
-
-
-class Service:
-    def __init__(self, trouble: Exception | None = None, kiln: Kiln | None = None) -> None:
-        self.kiln, self.joined = kiln or Kiln(trouble), 0
-        self.backend = Coalescing(self.kiln, self._join)
-
-    def _join(self) -> None:
-        self.joined += 1
-
-    def ask(self, *requests: ImageRequest, given_s: float = 60.0, steps: bool = False) -> asyncio.Task[Made]:
-        return asyncio.create_task(make(self.backend, Job(requests, time.monotonic() + given_s, steps=steps)))
-
-
-async def turns() -> None:
-    """Everybody goes as far as they can."""
-    for _ in range(20):
-        await asyncio.sleep(0)
-
-
-class Blocked(BaseException):
-    """The event loop has come to no other task for too long."""
-
-
-@contextmanager
-def alarm(seconds: float) -> Iterator[None]:
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Blocked
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    with alarm(60):
-        asyncio.run(asyncio.wait_for(test, 30))
+from app.schemas import ImageRequest
+from tests.routes.kiln import STAR, Service, run, turns
 
 
 def test_identical_requests_share_one_generation_and_each_gets_its_answer() -> None:
@@ -183,31 +92,18 @@ def test_an_error_reaches_all() -> None:
     run(scenario())
 
 
-def test_the_first_ones_deadline_is_not_the_others() -> None:
+def test_who_leaves_stops_the_work_that_no_other_waits_for_although_there_is_more_of_the_same() -> None:
     async def scenario() -> None:
         service = Service()
-        hasty = service.ask(STAR, given_s=0.05)
+        hasty = service.ask(STAR, given_s=20)
         await turns()
         patient = service.ask(STAR)
-        with pytest.raises(DeadlinePassed):
-            await hasty
+        await turns()
+        hasty.cancel()
+        await turns()
+        assert (service.kiln.begun, service.kiln.stopped) == (2, 1)
         service.kiln.open.set()
         assert (await patient).pictures[0].png == b"1"
-        assert service.kiln.begun == 2
-
-    run(scenario())
-
-
-def test_a_shorter_deadline_is_judged_on_its_own() -> None:
-    async def scenario() -> None:
-        service = Service()
-        patient = service.ask(STAR)
-        await turns()
-        with pytest.raises(DeadlinePassed):
-            await service.ask(STAR, given_s=0.05)
-        service.kiln.open.set()
-        await patient
-        assert (service.kiln.begun, service.joined) == (2, 0)
 
     run(scenario())
 
@@ -220,44 +116,6 @@ def test_streams_stay_outside() -> None:
         service.kiln.open.set()
         await asyncio.gather(*asked)
         assert (service.kiln.begun, service.joined) == (2, 0)
-
-    run(scenario())
-
-
-def test_who_has_waited_until_the_deadline_is_late_and_not_refused() -> None:
-    async def scenario() -> None:
-        service = Service(kiln=Strict())
-        asked = [service.ask(STAR, given_s=1.0 + 0.02 * number) for number in range(4)]
-        ends = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(end) for end in ends] == [DeadlinePassed] * 4
-
-    run(scenario())
-
-
-@pytest.mark.parametrize("turns_later", range(8))
-def test_who_comes_just_as_a_generation_has_failed_begins_another(turns_later: int) -> None:
-    async def scenario() -> None:
-        service = Service(kiln=Strict())
-        service.kiln.open.set()
-        hasty = service.ask(STAR, given_s=0.1)
-        for _ in range(turns_later):
-            await asyncio.sleep(0)
-        patient = service.ask(STAR, given_s=60.0)
-        with pytest.raises(DeadlineTooShort):
-            await hasty
-        assert (await patient).pictures[0].png == b"1"
-
-    run(scenario())
-
-
-def test_the_refusal_of_who_gives_too_little_time_is_not_that_of_others() -> None:
-    async def scenario() -> None:
-        service = Service(kiln=Strict())
-        service.kiln.open.set()
-        hasty, patient = service.ask(STAR, given_s=0.1), service.ask(STAR, given_s=60.0)
-        with pytest.raises(DeadlineTooShort):
-            await hasty
-        assert (await patient).pictures[0].png == b"1"
 
     run(scenario())
 

@@ -32,3 +32,21 @@ def test_who_runs_while_replicas_come_is_not_taken_for_overdue() -> None:
     service.line.changed_replicas(2)  # the second has nothing to do yet
     service.now += 3
     service.enter("comes", 20, given_s=2.5)
+
+
+def test_a_picture_that_had_to_wait_for_a_replica_does_not_make_the_service_look_slow() -> None:
+    service = Service(batch=1, rate=10)
+    waited = service.enter("waits for a replica", 20)
+    service.now += 40
+    service.line.leave(waited, done=True, at_work=False)
+    service.enter("runs", 20)
+    assert service.enter("waits", 20).expected_wait_s == pytest.approx(2)
+
+
+def test_pictures_that_are_left_at_once_do_not_make_the_service_look_fast() -> None:
+    service = Service(batch=2, rate=10)
+    left = service.line.enter(80, 2, given_s=1000)
+    service.now += 0.05
+    service.line.leave(left, done=False)
+    with pytest.raises(DeadlineTooShort):
+        service.enter("comes", 80, pictures=2, given_s=1)

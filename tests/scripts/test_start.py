@@ -141,7 +141,12 @@ def test_a_prompt_that_breaks_a_rule_is_said_before_anything_is_started(free_por
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "said"), [("DEVICE", "cuda", "needs 1 GPUs, and Ray has 0"), ("MIN_REPLICAS", "99", "CPUs, and Ray has")]
+    ("setting", "value", "said"),
+    [
+        ("DEVICE", "cuda", "needs 1 GPUs, and Ray has 0"),
+        ("MIN_REPLICAS", "99", "min_replicas=99 with device=cpu needs"),
+        ("INITIAL_REPLICAS", "99", "initial_replicas=99 with device=cpu needs"),
+    ],
 )
 def test_what_this_machine_does_not_have_is_said_and_not_waited_for(free_port: int, setting: str, value: str, said: str) -> None:
     command = ["bash", "scripts/start.sh", "--port", str(free_port)]
