@@ -40,7 +40,9 @@ def plan_(
 ) -> None:
     """Check file, settings and upload, and tell what a deploy would do. Changes nothing, and needs no account."""
     service = _service(file, sets, version, env, quick=quick, allow_dirty=True)
-    _tell_plan(file.parent, service, target, options.canary_steps(canary), env, image, working_dir)
+    steps = options.canary_steps(canary)
+    _refuse_misplaced(target, steps, env)
+    _tell_plan(file.parent, service, target, steps, image, working_dir)
     if target is Kind.RAY or (target is Kind.ANYSCALE and has_account()):
         try:
             typer.echo(plan.compared(service, connect(target, service, address, url).observe()))
@@ -77,7 +79,8 @@ def deploy(
     steps = options.canary_steps(canary)
     if target is Kind.KUBERAY and not dry_run:
         service = service.pinned(commit_on_the_hub)
-    _tell_plan(file.parent, service, target, steps, env, image, working_dir, upload=not no_upload)
+    _refuse_misplaced(target, steps, env, upload=not no_upload)
+    _tell_plan(file.parent, service, target, steps, image, working_dir, upload=not no_upload)
     if target is Kind.KUBERAY:
         return
     if dry_run:
@@ -207,32 +210,27 @@ def _service(
     variables = options.environment(env)
     others = [*sorted(sets or ()), *(f"{name}={value}" for name, value in sorted(variables.items())), *(["--quick"] if quick else ())]
     others += [file.name] if file.name != SERVICE_FILE.name else []
-    service = read(
-        file, version_name(file.parent, version, others, allow_dirty=allow_dirty), options.overrides(sets), variables, quick=quick
-    )
+    named = version_name(file.parent, version, others, allow_dirty=allow_dirty)
+    service = read(file, named, options.overrides(sets), variables, quick=quick)
     for secret in (*variables.values(), *(token.get_secret_value() for token in service.settings.tokens)):
         Teller.keep_secret(secret)
     return service
 
 
-def _tell_plan(
-    root: Path,
-    service: Service,
-    target: Kind,
-    steps: tuple[int, ...],
-    env: Sequence[str] | None,
-    image: str,
-    working_dir: str | None,
-    *,
-    upload: bool = True,
-) -> None:
+def _refuse_misplaced(target: Kind, steps: tuple[int, ...], env: Sequence[str] | None, *, upload: bool = True) -> None:
+    """Raises `Refused` for options that this target has no use for."""
     if not upload and target is not Kind.RAY:
         raise Refused("--no-upload is for --target ray; leave it out")
     if steps and target is not Kind.ANYSCALE:
         raise Refused("--canary divides traffic, which only Anyscale does; leave it out")
+    if env and target is Kind.KUBERAY:
+        raise Refused("--env would print the value; give the pods a Secret of the cluster instead")
+
+
+def _tell_plan(
+    root: Path, service: Service, target: Kind, steps: tuple[int, ...], image: str, working_dir: str | None, *, upload: bool = True
+) -> None:
     if target is Kind.KUBERAY:
-        if env:
-            raise Refused("--env would print the value; give the pods a Secret of the cluster instead")
         manifest = serve_config.ray_service(service, image or f"{service.name}:{service.version}", working_dir)
         typer.echo(serve_config.as_text(manifest), nl=False)
         return
